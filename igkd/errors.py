@@ -1,0 +1,15 @@
+"""The two ways in which a command ends early; each carries one line for the reader."""
+
+
+class InputError(ValueError):
+    """What the reader gave cannot be used: the message says what is wrong and how to mend it.
+
+    Command lines print the message alone and exit with code 2.
+    """
+
+
+class TrainingError(RuntimeError):
+    """One run failed (for example a loss that is not finite); other runs go on.
+
+    Nothing is stored as the run's result.
+    """
