@@ -24,7 +24,6 @@ from scipy import integrate, optimize, stats
 from statsmodels.stats.diagnostic import lilliefors as _lilliefors
 from statsmodels.stats.meta_analysis import effectsize_smd
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestIndPower, TTestPower
 from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
 from igkd.errors import InputError
@@ -536,8 +535,9 @@ def equivalence(
 
 
 def _power(effect: float, n: float, paired: bool, alpha: float) -> float:
-    design = TTestPower() if paired else TTestIndPower()
-    return float(design.power(abs(effect), n, alpha))
+    df, noncentrality = (n - 1, n * effect**2) if paired else (2 * n - 2, n * effect**2 / 2)
+    # the square of t is F; statsmodels' TTestPower adds two tails of t, of which SciPy returns some as NaN
+    return float(stats.ncf.sf(stats.f.isf(alpha, 1, df), 1, df, noncentrality))
 
 
 def _plan(n: float = 2, sd: float = 1.0, alpha: float = 0.05, power: float = 0.8) -> None:
@@ -565,8 +565,9 @@ def power(difference: float, sd: float, n: int, *, paired: bool = False, alpha: 
 
     Notes
     -----
-    Assumes normal runs. Source: Cohen, Statistical Power Analysis (1988), ch. 2;
+    Assumes normal runs. Computed as the power of the equivalent F-test; equals
     ``statsmodels.stats.power.TTestIndPower`` and ``TTestPower``.
+    Source: Cohen, Statistical Power Analysis (1988), ch. 2; ``scipy.stats.ncf``.
     """
     _plan(n, sd, alpha)
     return _power(difference / sd, n, paired, alpha)
@@ -577,10 +578,9 @@ def minimal_detectable_difference(
 ) -> float:
     """Which true difference would n runs per arm find with the given power?
 
-    Parameters and assumptions as in :func:`power`, which must exceed `alpha`. The result has the unit of `sd`.
+    Parameters and assumptions as in :func:`power`, which must exceed `alpha`; result in the unit of `sd`.
     """
     _plan(n, sd, alpha, power)
-    # statsmodels' own solver stops at an effect of 10, which two or three runs can need
     most = 1.0
     while _power(most, n, paired, alpha) < power:
         most *= 2
@@ -665,8 +665,8 @@ def factorial(
     Factors are coded -1/2 and +1/2, so the estimate of ``KD`` is a main effect: the mean change when KD is
     switched on, averaged over the other factors. ``KD:IG`` is the change of the effect of KD when IG is
     switched on (and the other way round); ``KD:IG:AT`` is the change of ``KD:IG`` when AT is switched on.
-    Each row has one degree of freedom, so its t-test is the F-test of the analysis of variance (type III), and
-    partial eta squared is t^2 / (t^2 + df). Assumes independent, normal errors of equal variance.
+    Each row has one degree of freedom, so its t-test is the F-test of the analysis of variance (type III),
+    and partial eta squared is t^2 / (t^2 + df). Assumes independent, normal errors of equal variance.
     Source: Montgomery, Design and Analysis of Experiments, ch. 6; ``statsmodels.api.OLS``.
     """
     _pick(frame, ["arm", value] + ([block] if block else []))
