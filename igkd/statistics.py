@@ -325,9 +325,15 @@ def bootstrap_difference(
         return x.mean(axis=axis) - y.mean(axis=axis)
 
     result = stats.bootstrap(
-        (a, b), difference, paired=paired, vectorized=True, method="BCa",
-        confidence_level=confidence, n_resamples=n_resamples, rng=rng,
-    )  # fmt: skip
+        (a, b),
+        difference,
+        paired=paired,
+        vectorized=True,
+        method="BCa",
+        confidence_level=confidence,
+        n_resamples=n_resamples,
+        rng=rng,
+    )
     low, high = result.confidence_interval
     return Interval(float(a.mean() - b.mean()), float(low), float(high), confidence, "bootstrap BCa")
 
@@ -397,12 +403,24 @@ def compare(
     low, high = result.confidence_interval(confidence)
     g = hedges_g(a, b, confidence)
     return Comparison(
-        arm=names[0], reference=names[1], n=a.size, n_reference=b.size,
-        mean=float(a.mean()), mean_reference=float(b.mean()), difference=float(a.mean() - b.mean()),
-        low=float(low), high=float(high), confidence=confidence,
-        test="paired" if paired else "Welch", statistic=float(result.statistic), df=float(result.df),
-        p=float(result.pvalue), hedges_g=g.estimate, g_low=g.low, g_high=g.high,
-    )  # fmt: skip
+        arm=names[0],
+        reference=names[1],
+        n=a.size,
+        n_reference=b.size,
+        mean=float(a.mean()),
+        mean_reference=float(b.mean()),
+        difference=float(a.mean() - b.mean()),
+        low=float(low),
+        high=float(high),
+        confidence=confidence,
+        test="paired" if paired else "Welch",
+        statistic=float(result.statistic),
+        df=float(result.df),
+        p=float(result.pvalue),
+        hedges_g=g.estimate,
+        g_low=g.low,
+        g_high=g.high,
+    )
 
 
 def _pick(frame: pd.DataFrame, columns: Iterable[str]) -> None:
@@ -461,9 +479,7 @@ def compare_arms(
                 raise InputError(f"an arm has two runs with the same {pair_by}; pairs need one run each")
             pairs = both.pivot(index=pair_by, columns="arm", values=value).dropna()
             a, b = pairs[arm], pairs[reference]
-        rows.append(
-            compare(a, b, paired=pair_by is not None, confidence=confidence, names=(arm, reference))
-        )
+        rows.append(compare(a, b, paired=pair_by is not None, confidence=confidence, names=(arm, reference)))
     table = pd.DataFrame([asdict(row) for row in rows])
     table["p_holm"] = holm(table["p"])
     return table
