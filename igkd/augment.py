@@ -1,0 +1,143 @@
+"""Crop, mirror and overlay for whole batches on the device, with one draw for an image and its maps.
+
+Whatever belongs to an image (its IG map, the teacher's attention map) is moved by the same draw as the image. The
+released code moves the image alone.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random numbers of one batch.
+
+    Attributes
+    ----------
+    top, left : Tensor (B,) int64
+        Corner of the crop in the padded image, pixels, 0 to 2 * padding.
+    mirror : Tensor (B,) bool
+    overlay : Tensor (B,) bool
+        Which images get their map laid over them.
+    exponent : Tensor (B,) float32
+        Power to which the map is raised, log-uniform.
+    """
+
+    top: Tensor
+    left: Tensor
+    mirror: Tensor
+    overlay: Tensor
+    exponent: Tensor
+
+    def to(self, device) -> "Draw":
+        """The same draw on another device."""
+        return Draw(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+
+    def __getitem__(self, rows) -> "Draw":
+        """The draw of some of the images."""
+        return Draw(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+def draw(
+    n: int, generator: torch.Generator, *, padding: int, mirror: bool, overlay_prob: float = 0.0,
+    max_exponent: float = 2.0,
+) -> Draw:
+    """Draw for `n` images.
+
+    The number of random numbers does not depend on the options, so arms that share a generator's seed share crops
+    and mirrors whether or not they overlay maps.
+    """
+    uniform = torch.rand(5, n, generator=generator)
+    corner = (uniform[:2] * (2 * padding + 1)).long()
+    return Draw(
+        top=corner[0],
+        left=corner[1],
+        mirror=(uniform[2] < 0.5) & mirror,
+        overlay=uniform[3] < overlay_prob,
+        exponent=torch.exp(uniform[4] * torch.log(torch.tensor(max_exponent))),
+    )
+
+
+def pad(images: Tensor, padding: int) -> Tensor:
+    """Zero border around images or maps (N, H, W, ...)."""
+    border = [0, 0] * (images.dim() - 3) + [padding] * 4
+    return F.pad(images, border)
+
+
+def crop_mirror(padded: Tensor, rows: Tensor, drawn: Draw, size: tuple[int, int]) -> Tensor:
+    """Crop and mirror some of the padded images or maps.
+
+    Parameters
+    ----------
+    padded : Tensor (N, H + 2 * padding, W + 2 * padding, ...)
+    rows : Tensor (B,) int64
+        Which of the N.
+    drawn : Draw of B
+    size : (H, W)
+
+    Returns
+    -------
+    Tensor (B, H, W, ...)
+    """
+    height, width = size
+    across = torch.arange(width, device=padded.device)
+    across = torch.where(drawn.mirror[:, None], width - 1 - across, across) + drawn.left[:, None]
+    down = torch.arange(height, device=padded.device) + drawn.top[:, None]
+    return padded[rows[:, None, None], down[:, :, None], across[:, None, :]]
+
+
+def rescale(maps: Tensor) -> Tensor:
+    """Each map (B, H, W) to [0, 1]; a constant map becomes 0."""
+    low = maps.amin((1, 2), keepdim=True)
+    span = maps.amax((1, 2), keepdim=True) - low
+    return (maps - low) / span.clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+def overlay(images: Tensor, maps: Tensor, drawn: Draw, weight: float = 0.5) -> Tensor:
+    """Lay the maps over the drawn images: ``(1 - weight) * image + weight * rescale(map ** exponent)``.
+
+    Parameters
+    ----------
+    images : Tensor (B, 3, H, W) in [0, 1]
+    maps : Tensor (B, H, W), non-negative
+    drawn : Draw of B
+    weight : float
+        0.5 in the paper.
+
+    Returns
+    -------
+    Tensor (B, 3, H, W)
+        Images that were not drawn are unchanged.
+    """
+    shaped = rescale(maps ** drawn.exponent[:, None, None])
+    blended = (1 - weight) * images + weight * shaped[:, None]
+    return torch.where(drawn.overlay[:, None, None, None], blended, images)
+
+
+def move_attention(maps: Tensor, rows: Tensor, drawn: Draw, padding: int, size: tuple[int, int]) -> Tensor:
+    """Attention maps of the unaugmented images, moved as the images are.
+
+    Each cell of a map covers a square of pixels. The map is spread over those pixels, cropped and mirrored with the
+    image, averaged back over each cell, and brought to unit length again.
+
+    Parameters
+    ----------
+    maps : Tensor (N, h * w), unit length
+    rows : Tensor (B,) int64
+    drawn : Draw of B
+    padding : int, pixels
+    size : (H, W), multiples of (h, w)
+
+    Returns
+    -------
+    Tensor (B, h * w), unit length
+    """
+    cell = round((size[0] * size[1] / maps.shape[1]) ** 0.5)
+    h, w = size[0] // cell, size[1] // cell
+    spread = maps[rows].view(-1, h, w).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+    index = torch.arange(len(rows), device=maps.device)
+    moved = crop_mirror(pad(spread, padding), index, drawn, size)
+    return F.normalize(F.avg_pool2d(moved, cell).flatten(1), dim=1)

@@ -1,0 +1,142 @@
+"""How arithmetic is done on this machine: device, precision, memory layout, compilation.
+
+Every choice that a measurement supports is made here and nowhere else (see docs/performance.md), and goes into
+each record. None of them is part of a run's description: they change seconds and the last digits, not the
+experiment.
+"""
+
+import os
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from igkd.errors import InputError
+
+# Compiling a network costs about a minute on two cores and saves about a quarter of each step, so it pays for
+# trainings of more than this many multiply-accumulates of forward passes (about ten minutes on two cores). The
+# decision must not depend on a clock: the same run takes the same path each time.
+COMPILE_ABOVE_MACS = 8e12
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Device and precision of a training or an evaluation.
+
+    Attributes
+    ----------
+    device : str
+        ``"cpu"``, ``"cuda"``, ``"mps"``, ...
+    bfloat16 : bool
+        Whether convolutions run in bfloat16 (weights, losses and statistics stay in float32).
+    """
+
+    device: str
+    bfloat16: bool
+
+    def autocast(self):
+        """Context in which the network's forward pass runs."""
+        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bfloat16)
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Move `model` to the device in the memory layout that is fastest there."""
+        if self.device == "cpu" and self.bfloat16:
+            _replace_strided_depthwise(model)
+        return model.to(self.device).to(memory_format=torch.channels_last)
+
+    def describe(self) -> dict:
+        """What a record keeps about the machine."""
+        name = torch.cuda.get_device_name() if self.device.startswith("cuda") else _processor_name()
+        return asdict(self) | {"name": name, "threads": torch.get_num_threads()}
+
+
+def pick_compute(device: str = "auto") -> Compute:
+    """The fastest device here, or the one asked for.
+
+    Raises
+    ------
+    InputError
+        If `device` is not available.
+    """
+    available = ["cpu"]
+    if torch.cuda.is_available():
+        available.insert(0, "cuda")
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if device == "auto":
+        device = available[0]
+    if device.split(":")[0] not in available:
+        raise InputError(f"device {device!r} is not available here; choose one of: auto, {', '.join(available)}")
+    if device == "cpu":
+        # Without bfloat16 instructions the processor emulates them, slower than float32.
+        bfloat16 = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+    else:
+        bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+    return Compute(device, bfloat16)
+
+
+def can_compile(compute: Compute) -> bool:
+    """Whether ``torch.compile`` can work here: on the CPU it needs a C++ compiler."""
+    return compute.device == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
+def _processor_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+class _StridedDepthwise(torch.autograd.Function):
+    """Depthwise 3x3 convolution with stride 2 whose input gradient goes through the stride-1 kernel.
+
+    oneDNN has no fast bfloat16 kernel for the input gradient at stride 2: it takes 57 ms where the same gradient,
+    spread over a zero grid, takes 5 ms at stride 1 (64 images, 144 channels, 32x32, two cores).
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, None, 2, 1, 1, x.shape[1])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        channels = x.shape[1]
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        spread = torch.zeros_like(x)
+        spread[:, :, ::2, ::2] = grad
+
+        def gradients(at, stride, mask):
+            return torch.ops.aten.convolution_backward(
+                at, x, weight, None, [stride] * 2, [1, 1], [1, 1], False, [0, 0], channels, mask
+            )
+
+        grad_x = gradients(spread, 1, [True, False, False])[0] if ctx.needs_input_grad[0] else None
+        grad_weight = gradients(grad, 2, [False, True, False])[1] if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight
+
+
+class StridedDepthwiseConv2d(nn.Conv2d):
+    """A 3x3 depthwise convolution of stride 2 with a fast bfloat16 gradient on the CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `torch.nn.Conv2d`."""
+        if not torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        return _StridedDepthwise.apply(x.to(torch.bfloat16), self.weight.to(torch.bfloat16))
+
+
+def _replace_strided_depthwise(model: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Conv2d and child.groups == child.in_channels and child.stride == (2, 2):
+                fast = StridedDepthwiseConv2d(
+                    child.in_channels, child.out_channels, 3, 2, 1, groups=child.groups, bias=False
+                )
+                fast.weight = child.weight
+                setattr(parent, name, fast)

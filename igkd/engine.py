@@ -1,0 +1,232 @@
+"""Runs a study on this machine: what is recorded is read, what is missing is trained.
+
+`Study` is what a notebook opens; its `ensure` turns declared runs into a table. Finished runs are never repeated, a
+stopped study goes on where it was, and a run that fails does not stop the others.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from igkd.cost import multiply_accumulates
+from igkd.device import Compute, pick_compute
+from igkd.errors import InputError, TrainingError
+from igkd.experiments import NOTEBOOKS, Plan, Planned, Profile, profile, teacher_run
+from igkd.images import ImageSet, load_images, train_indices
+from igkd.models import MobileNetV2, attention_tap, load_weights, weights_metadata
+from igkd.runs import Record, Run, SignalSpec, Store, write_atomically
+from igkd.signals import Signals, Teacher, ig_maps, load_signals
+from igkd.training import train
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHIPPED_TEACHER = "teacher-cifar10.safetensors"
+#: The environment variable that names a file into which progress is written, for whoever shows it.
+PROGRESS = "IGKD_PROGRESS"
+
+
+class Study:
+    """The runs of one profile on this machine.
+
+    Parameters
+    ----------
+    profile : str
+        ``"demo"``, ``"laptop"`` or ``"paper"``.
+    data : str or path, optional
+        Where CIFAR-10 is (see `igkd.images.load_images`).
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+    root : path, optional
+        Folder that holds ``records``, ``weights`` and ``build``; the repository's own by default.
+    log : callable
+        Gets one line for each thing worth knowing.
+
+    Raises
+    ------
+    InputError
+        If the profile, the data or the device cannot be used.
+    """
+
+    def __init__(self, profile_name: str = "demo", data=None, device: str = "auto", root: Path | None = None,
+                 log: Callable[[str], None] = print):
+        root = REPOSITORY if root is None else Path(root)
+        self.profile: Profile = profile(profile_name)
+        self.data = data or None
+        self.log = log
+        # The demo is trained live by every reader, so its records are build products; the others are the study.
+        records = root / "build" / "demo" / "records" if profile_name == "demo" else root / "records"
+        self.store = Store(records, root / "build", root / "weights")
+        self.compute: Compute = pick_compute(device)
+        self._teachers: dict[str, Teacher] = {}
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The profile's images."""
+        images = load_images(self.profile.dataset, self.data)
+        return images if self.profile.take is None else images.take(*self.profile.take)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of the images; without the data, the one that most of the records here have."""
+        try:
+            return self.images.fingerprint
+        except InputError:
+            recorded = pd.Series([record.run.data for record in self.store.records("arms")])
+            if recorded.empty:
+                raise
+            return recorded.mode()[0]
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What the experiments need to know to declare their runs."""
+        if self.profile.teacher is not None:
+            key = teacher_run(self.fingerprint, self.profile.teacher).key
+        else:
+            path = self.store.shipped / SHIPPED_TEACHER
+            if not path.exists():
+                raise InputError(f"the {self.profile.name} profile needs the teacher {path}; get it from the repository")
+            key = weights_metadata(path)["run"]
+        return Plan(self.profile, self.fingerprint, key)
+
+    def teacher_runs(self) -> list[Planned]:
+        """The teacher's own training, where this profile trains one."""
+        if self.profile.teacher is None:
+            return []
+        return [Planned("teacher", {"arm": "Teacher", "seed": 0}, teacher_run(self.fingerprint, self.profile.teacher))]
+
+    def planned(self, notebooks: Iterable[str] = NOTEBOOKS) -> list[Planned]:
+        """The runs that the notebooks declare, the teacher first, then round-robin over seeds."""
+        declared = [item for name in notebooks for experiment in NOTEBOOKS.get(name, ()) for item in experiment(self.plan)]
+        unique = {item.run.key: item for item in declared}.values()
+        return self.teacher_runs() + sorted(unique, key=lambda item: item.labels["seed"])
+
+    def teacher(self) -> Teacher:
+        """The teacher, trained first if need be."""
+        key = self.plan.teacher_key
+        if key not in self._teachers:
+            if self.profile.teacher is not None:
+                self.ensure(self.teacher_runs())
+            path = self.store.find_weights(key)
+            if path is None:
+                record = self.store.find(key)
+                raise InputError(
+                    f"the weights of the teacher {key} are not here, only its record; train it again with --force"
+                    if record else f"there is no teacher {key}; run the teacher's notebook first"
+                )
+            metadata = weights_metadata(path)
+            self._teachers[key] = Teacher(load_weights(path, self.images.num_classes), float(metadata["accuracy"]))
+        return self._teachers[key]
+
+    def ig_maps(self, n_steps: int | None = None, baseline: str = "mean"):
+        """IG maps (N, H, W) of all training images."""
+        spec = SignalSpec(self.plan.teacher_key, n_steps=n_steps or self.profile.n_steps, baseline=baseline)
+        return ig_maps(self.images, self.teacher(), spec, self.store.scratch / "signals", self.compute, self.log)
+
+    def student(self, run: Run) -> MobileNetV2:
+        """The trained network of a run, trained again if only its record is here."""
+        path = self.store.find_weights(run.key)
+        if path is None:
+            self.train(run)
+            path = self.store.weights_path(run.key)
+        return load_weights(path, self.images.num_classes)
+
+    def train(self, run: Run, log: Callable[[str], None] = lambda line: None) -> Record:
+        """Train one run now, whether or not it is recorded; the record is returned, not kept."""
+        signals, digest = Signals(), None
+        if run.signals is not None:
+            teacher = self.teacher()
+            cut = run.architecture.blocks_removed
+            signals = load_signals(run, self.images, teacher, attention_tap(cut), self.store.scratch / "signals",
+                                   self.compute, self.log)
+            digest = teacher.digest
+        return train(run, self.images, self.store, self.compute, signals, digest, log)
+
+    def ensure(self, planned: list[Planned], budget: float | None = None) -> pd.DataFrame:
+        """Records of the planned runs, trained here where missing.
+
+        Parameters
+        ----------
+        planned : list of Planned
+        budget : float, optional
+            Seconds after which no further run is started.
+
+        Returns
+        -------
+        DataFrame
+            One row a recorded run: its labels, ``key``, the measures of its outcome, ``seconds``.
+
+        Raises
+        ------
+        TrainingError
+            If runs failed, after all others were done.
+        """
+        started = time.monotonic()
+        missing = [item for item in planned if self.store.find(item.run.key) is None]
+        failures = []
+        for number, item in enumerate(missing, 1):
+            if budget is not None and time.monotonic() - started > budget:
+                self.log(f"the time is used up: {len(missing) - number + 1} runs are left for another time")
+                break
+            name = f"{item.experiment} " + " ".join(f"{value}" for value in item.labels.values())
+            self._progress(len(planned) - len(missing) + number - 1, len(planned), name)
+            try:
+                record = self.train(item.run, lambda line: self._progress(
+                    len(planned) - len(missing) + number - 1, len(planned), f"{name}: {line}"))  # noqa: B023
+                self.store.add(record, item.experiment)
+            except (TrainingError, OSError) as error:
+                failures.append(f"{name} ({item.run.key}): {error}")
+                self.log(f"failed: {failures[-1]}")
+            else:
+                self.log(f"[{number}/{len(missing)}] {name}: {record.outcome['accuracy']:.1%} "
+                         f"in {record.provenance['seconds']:.0f} s")
+        if failures:
+            raise TrainingError(f"{len(failures)} of {len(missing)} runs failed, the others are kept; first: {failures[0]}")
+        return self.table(planned)
+
+    def table(self, planned: list[Planned]) -> pd.DataFrame:
+        """The records that are here, one row a planned run."""
+        rows = []
+        for item in planned:
+            record = self.store.find(item.run.key)
+            if record is not None:
+                measures = {name: value for name, value in record.outcome.items() if isinstance(value, float | int)}
+                rows.append(item.labels | {"key": record.key} | measures | {"seconds": record.provenance["seconds"]})
+        return pd.DataFrame(rows)
+
+    def work(self, run: Run) -> float:
+        """Multiply-accumulates of all forward passes of a training: what its time is estimated from."""
+        with torch.device("cpu"):
+            model = run.architecture.build(self.images.num_classes, self.images.mean_std)
+        n = len(train_indices(self.images.train_labels, run.subset))
+        return multiply_accumulates(model, self.images.size) * float(n) * run.recipe.num_epochs
+
+    def _progress(self, done: int, total: int, doing: str) -> None:
+        path = os.environ.get(PROGRESS)
+        if path:
+            state = {"done": done, "total": total, "doing": doing}
+            write_atomically(Path(path), json.dumps(state).encode())
+
+
+def differences(run: Run, records: Iterable[Record]) -> dict:
+    """In which fields a run differs from the most similar recorded one: field -> (recorded, now)."""
+
+    def flat(fields: dict, prefix: str = "") -> dict:
+        items = {}
+        for name, value in fields.items():
+            items |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        return items
+
+    now = flat(dataclasses.asdict(run))
+    nearest = {}
+    for record in records:
+        then = flat(dataclasses.asdict(record.run))
+        changed = {name: (then.get(name), now.get(name)) for name in then | now if then.get(name) != now.get(name)}
+        if not nearest or len(changed) < len(nearest):
+            nearest = changed
+    return nearest

@@ -1,0 +1,152 @@
+"""The grid of runs behind each notebook, in each profile.
+
+An experiment is a list of `Planned` runs; the labels become the columns of the table that notebooks work with.
+"""
+
+from dataclasses import dataclass, replace
+
+from igkd.errors import InputError
+from igkd.images import Subset
+from igkd.methods import ARMS, RECIPES, Method, Recipe, method
+from igkd.models import Architecture
+from igkd.runs import Run, SignalSpec
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How large a study is.
+
+    Attributes
+    ----------
+    name : str
+    dataset : {"digits", "cifar10"}
+    take : pair of int or None
+        Training and test images to keep (stratified); None keeps all.
+    teacher : Recipe or None
+        How the teacher is trained; None takes the one shipped in ``weights/``.
+    blocks_removed : int
+        Cut of the student.
+    recipe : Recipe
+        How students are trained.
+    n_steps : int
+        Integration steps of the IG maps.
+    num_seeds : int
+        Repetitions of every arm.
+    alphas, temperatures, overlay_probs, gammas : tuple of float
+        Grid of the search on the validation split.
+    """
+
+    name: str
+    dataset: str
+    take: tuple[int, int] | None
+    teacher: Recipe | None
+    blocks_removed: int
+    recipe: Recipe
+    n_steps: int
+    num_seeds: int
+    alphas: tuple[float, ...]
+    temperatures: tuple[float, ...]
+    overlay_probs: tuple[float, ...]
+    gammas: tuple[float, ...]
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            "demo", "digits", None, teacher=RECIPES["demo"], blocks_removed=13, recipe=RECIPES["demo"], n_steps=8,
+            num_seeds=3, alphas=(0.01, 0.5, 0.9), temperatures=(1.0, 4.0), overlay_probs=(0.1, 0.5),
+            gammas=(0.8, 1000.0),
+        ),
+        Profile(
+            "laptop", "cifar10", (5000, 2000), teacher=None, blocks_removed=13, recipe=RECIPES["fast"], n_steps=16,
+            num_seeds=3, alphas=(0.01, 0.1, 0.5, 0.9), temperatures=(1.5, 2.5, 4.0),
+            overlay_probs=(0.1, 0.25, 0.5), gammas=(0.8, 30.0, 1000.0),
+        ),
+        Profile(
+            "paper", "cifar10", None, teacher=replace(RECIPES["fast"], num_epochs=20), blocks_removed=5,
+            recipe=RECIPES["fast"], n_steps=50, num_seeds=10,
+            alphas=(0.0005, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.9), temperatures=(1.5, 2.0, 2.5, 3.0, 4.0),
+            overlay_probs=(0.05, 0.1, 0.25, 0.5), gammas=(0.1, 0.8, 10.0, 100.0, 1000.0),
+        ),
+    )
+}
+VALIDATION = 0.1  # share of the training images on which constants are chosen
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run with the labels under which a notebook shows it."""
+
+    experiment: str
+    labels: dict
+    run: Run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the runs of a profile have in common once the images and the teacher are known.
+
+    Attributes
+    ----------
+    profile : Profile
+    data : str
+        Fingerprint of the images.
+    teacher_key : str
+        Key of the teacher's run.
+    """
+
+    profile: Profile
+    data: str
+    teacher_key: str
+
+    def student(self, method: Method, seed: int, *, subset: Subset = Subset(), split: str = "test",
+                blocks_removed: int | None = None) -> Run:
+        """A student of the profile."""
+        cut = self.profile.blocks_removed if blocks_removed is None else blocks_removed
+        signals = SignalSpec(self.teacher_key, n_steps=self.profile.n_steps) if method.uses_teacher else None
+        return Run(self.data, subset, Architecture(cut), method, self.profile.recipe, signals, seed, split)
+
+
+def profile(name: str) -> Profile:
+    """The profile of this name."""
+    if name not in PROFILES:
+        raise InputError(f"no profile {name!r}; choose one of: {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+def teacher_run(data: str, recipe: Recipe, seed: int = 0) -> Run:
+    """Training of a teacher on all training images."""
+    return Run(data, Subset(), Architecture(normalize=True), Method(), recipe, None, seed)
+
+
+def arms(plan: Plan, names=("Student", "KD", "IG", "KD+IG")) -> list[Planned]:
+    """The arms with shared seeds; useful first: all arms of one seed before the next seed."""
+    return [
+        Planned("arms", {"arm": name, "seed": seed}, plan.student(ARMS[name], seed))
+        for seed in range(plan.profile.num_seeds)
+        for name in names
+    ]
+
+
+def search(plan: Plan) -> list[Planned]:
+    """One-ingredient searches on the validation split, one seed a point, as in the paper."""
+    grid = plan.profile
+    subset = Subset(validation=VALIDATION)
+    points = [("Student", method())]
+    points += [("KD", Method(alpha=alpha, temperature=t)) for alpha in grid.alphas for t in grid.temperatures]
+    points += [("IG", Method(overlay_prob=p)) for p in grid.overlay_probs]
+    points += [("AT", Method(gamma=gamma)) for gamma in grid.gammas]
+    return [
+        Planned(
+            "search",
+            {"arm": name, "alpha": m.alpha, "temperature": m.temperature, "overlay_prob": m.overlay_prob,
+             "gamma": m.gamma, "seed": 0},
+            plan.student(m, seed=0, subset=subset, split="validation"),
+        )
+        for name, m in points
+    ]
+
+
+#: Which experiments each notebook declares.
+NOTEBOOKS = {"03": (arms, search)}

@@ -1,0 +1,96 @@
+"""The eight arms of the paper, their constants, and the training recipes."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the student learns from besides the labels.
+
+    The loss is ``alpha * KD + (1 - alpha) * cross-entropy + gamma * AT`` (see `igkd.losses`).
+
+    Attributes
+    ----------
+    alpha : float
+        Weight of the distillation loss; 0 switches it off.
+    temperature : float
+    overlay_prob : float
+        Share of the training images that get an IG map laid over them; 0 switches it off.
+    gamma : float
+        Weight of attention transfer; 0 switches it off.
+    overlay_weight : float
+        Weight of the map in the overlaid image.
+    max_exponent : float
+        The map is raised to a power drawn log-uniformly from 1 to this.
+    """
+
+    alpha: float = 0.0
+    temperature: float = 1.0
+    overlay_prob: float = 0.0
+    gamma: float = 0.0
+    overlay_weight: float = 0.5
+    max_exponent: float = 2.0
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether any of the three ingredients is switched on."""
+        return bool(self.alpha or self.overlay_prob or self.gamma)
+
+
+def method(kd: bool = False, ig: bool = False, at: bool = False) -> Method:
+    """The paper's constants for each ingredient that is on."""
+    return Method(
+        alpha=0.01 if kd else 0.0,
+        temperature=2.5 if kd else 1.0,
+        overlay_prob=0.1 if ig else 0.0,
+        gamma=0.8 if at else 0.0,
+    )
+
+
+#: The full 2 x 2 x 2 factorial, in the paper's order.
+ARMS = {
+    "Student": method(),
+    "KD": method(kd=True),
+    "IG": method(ig=True),
+    "AT": method(at=True),
+    "KD+IG": method(kd=True, ig=True),
+    "KD+AT": method(kd=True, at=True),
+    "IG+AT": method(ig=True, at=True),
+    "KD+IG+AT": method(kd=True, ig=True, at=True),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the weights are fitted.
+
+    Attributes
+    ----------
+    num_epochs : int
+    batch_size : int
+    optimizer : {"adam", "sgd"}
+        SGD is with Nesterov momentum 0.9.
+    lr : float
+        Constant, or the peak of the one-cycle schedule.
+    one_cycle : bool
+        Linear warm-up over the first fifth of the steps, then linear decay to 0 (Smith & Topin 2018).
+    weight_decay : float
+        On the weights of convolutions and of the classifier, not on batch norm and biases.
+    padding : int
+        Pixels of zero border from which random crops are taken.
+    """
+
+    num_epochs: int
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    lr: float = 0.05
+    one_cycle: bool = True
+    weight_decay: float = 5e-4
+    padding: int = 4
+
+
+RECIPES = {
+    "paper": Recipe(num_epochs=100, optimizer="adam", lr=1e-3, one_cycle=False, weight_decay=0.0),
+    "fast": Recipe(num_epochs=16),
+    "demo": Recipe(num_epochs=6, batch_size=32, padding=1),
+}

@@ -1,0 +1,229 @@
+"""MobileNetV2 for small images, cut after fewer blocks to make students, and the attention tap.
+
+The blocks are torchvision's; only the strides (for 32x32 instead of 224x224) and the cutting are ours, so the
+parameter names are those of the authors' released checkpoints.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torchvision.models._utils import _make_divisible
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.ops.misc import Conv2dNormActivation
+
+from igkd.errors import InputError
+
+#: (expansion, channels, repeats, stride of the first repeat), Sandler et al. 2018, table 2, with the first two
+#: strides set to 1 for 32x32 images.
+BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+HEAD_CHANNELS = 1280
+NUM_FEATURES = 19  # stem, 17 blocks, head convolution
+
+#: Number of trailing entries of ``features`` that the paper's students leave out, and for each the divider d of
+#: the attention tap ``features[19 // d]``.
+ATTENTION_DIVIDERS = {3: 2, 5: 2, 7: 2, 9: 4, 11: 4, 13: 4, 15: 8, 17: 20}
+BLOCKS_REMOVED = tuple(ATTENTION_DIVIDERS)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Which network.
+
+    Attributes
+    ----------
+    blocks_removed : int
+        How many of the 19 entries of ``features`` are left out at the end; 0 is the teacher.
+    width : float
+        Width multiplier of every layer (Sandler et al. 2018); 1.0 in the paper.
+    normalize : bool
+        Whether the input is standardised by the data set's channel means and deviations. In the paper the teacher
+        is, its students are not.
+    """
+
+    blocks_removed: int = 0
+    width: float = 1.0
+    normalize: bool = False
+
+    def build(self, num_classes: int, mean_std, generator: torch.Generator | None = None) -> "MobileNetV2":
+        """The network with fresh weights drawn from `generator`; `mean_std` as in `ImageSet.mean_std`."""
+        model = MobileNetV2(num_classes, self.blocks_removed, self.width, mean_std if self.normalize else None)
+        model.reset_parameters(generator)
+        return model
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 (Sandler et al. 2018) for images of about 32x32 pixels.
+
+    Parameters
+    ----------
+    num_classes : int
+    blocks_removed : int, default 0
+        Trailing entries of ``features`` to leave out, 0 to 17. With more than 0 the head convolution is gone too,
+        and the classifier has no dropout, as in the paper's students.
+    width : float, default 1.0
+    mean_std : pair of 3 floats, optional
+        Channel means and standard deviations by which the input is standardised inside the network.
+
+    Notes
+    -----
+    Input: float (B, 3, H, W) in [0, 1]. Three blocks halve the image, so H and W should be multiples of 8.
+    """
+
+    def __init__(self, num_classes: int = 10, blocks_removed: int = 0, width: float = 1.0, mean_std=None):
+        super().__init__()
+        if not 0 <= blocks_removed < NUM_FEATURES:
+            raise InputError(f"blocks_removed must be 0 to {NUM_FEATURES - 1}, not {blocks_removed}")
+        channels = _make_divisible(32 * width, 8)
+        features: list[nn.Module] = [Conv2dNormActivation(3, channels, activation_layer=nn.ReLU6)]
+        for expansion, out, repeats, stride in BLOCKS:
+            out = _make_divisible(out * width, 8)
+            for repeat in range(repeats):
+                features.append(InvertedResidual(channels, out, stride if repeat == 0 else 1, expansion))
+                channels = out
+        head = _make_divisible(HEAD_CHANNELS * max(1.0, width), 8)
+        features.append(Conv2dNormActivation(channels, head, kernel_size=1, activation_layer=nn.ReLU6))
+        features = features[: NUM_FEATURES - blocks_removed]
+        self.features = nn.Sequential(*features)
+        self.classifier = nn.Sequential(
+            nn.Dropout(0.2) if blocks_removed == 0 else nn.Identity(),
+            nn.Linear(features[-1].out_channels, num_classes),
+        )
+        mean, std = mean_std or ((0.0,) * 3, (1.0,) * 3)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Fresh weights: He et al. 2015 for convolutions (fan out), N(0, 0.01) for the classifier."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", generator=generator)
+            elif isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0, 0.01, generator=generator)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor, tap: int | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits (B, num_classes); with `tap`, also the activation (B, C, h, w) of ``features[tap]``."""
+        x = (x - self.mean) / self.std
+        tapped = None
+        for index, block in enumerate(self.features):
+            x = block(x)
+            if index == tap:
+                tapped = x
+        logits = self.classifier(x.mean((2, 3)))
+        return logits if tap is None else (logits, tapped)
+
+
+def attention_tap(blocks_removed: int) -> int:
+    """Index into ``features`` whose output is compared in attention transfer with a student of this cut."""
+    if blocks_removed not in ATTENTION_DIVIDERS:
+        raise InputError(f"the paper gives an attention tap for {BLOCKS_REMOVED} blocks removed, not {blocks_removed}")
+    return NUM_FEATURES // ATTENTION_DIVIDERS[blocks_removed]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable numbers."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def compression_factor(blocks_removed: int, width: float = 1.0, num_classes: int = 10) -> float:
+    """Parameters of the teacher over parameters of the student."""
+    with torch.device("meta"):
+        teacher = count_parameters(MobileNetV2(num_classes))
+        student = count_parameters(MobileNetV2(num_classes, blocks_removed, width))
+    return teacher / student
+
+
+def pack_weights(model: MobileNetV2, **metadata: str) -> bytes:
+    """The weights as the content of a safetensors file with `metadata` in its header."""
+    return save({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, metadata)
+
+
+def weights_metadata(path: Path) -> dict[str, str]:
+    """The header that `pack_weights` wrote, without reading the weights."""
+    with safe_open(path, "np") as file:
+        return file.metadata() or {}
+
+
+def load_weights(path: str | Path, num_classes: int = 10, mean_std=None) -> MobileNetV2:
+    """A network from our safetensors or from a checkpoint that the paper's authors released.
+
+    Parameters
+    ----------
+    path : path
+        ``*.safetensors``, or a PyTorch ``state_dict`` (read with ``weights_only=True``) named ``features.*`` and
+        ``classifier.*``, or ``front_layers.*``, ``middle_layer.*``, ``end_layers.*`` as in the attention variants.
+    num_classes : int
+    mean_std : pair of 3 floats, optional
+        Standardisation for checkpoints that do not carry their own; ours do.
+
+    Returns
+    -------
+    MobileNetV2
+        In evaluation mode; cut and width are read off the weights.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged, or fits no network of this family.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no weights at {path}; give the path of a .safetensors or .pt file")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else _released_names(_read_checkpoint(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as weights ({error}); fetch or train it again") from error
+    blocks = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("features.")), default=-1)
+    stem = state.get("features.0.0.weight")
+    if not 0 < blocks <= NUM_FEATURES or stem is None:
+        raise InputError(f"{path} is no MobileNetV2 of this family: its names do not begin with features.0.0")
+    model = MobileNetV2(num_classes, NUM_FEATURES - blocks, stem.shape[0] / 32, mean_std)
+    state = {"mean": model.mean, "std": model.std} | state
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit the network: {str(error).splitlines()[-1].strip()}") from error
+    return model.eval()
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises pickle, zip and runtime errors alike
+        raise ValueError(str(error).splitlines()[0]) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError("it holds something else than a dictionary of tensors")
+    return state
+
+
+def _released_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    front = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("front_layers.")), default=-1)
+    renamed = {}
+    for name, tensor in state.items():
+        part, _, rest = name.partition(".")
+        if part == "front_layers":
+            name = f"features.{rest}"
+        elif part == "middle_layer":
+            name = f"features.{front}.{rest}"
+        elif part == "end_layers":
+            index, _, rest = rest.partition(".")
+            name = f"features.{front + 1 + int(index)}.{rest}"
+        renamed[name] = tensor
+    return renamed
+
+
+def state_digest(model: nn.Module) -> str:
+    """First 16 hex digits of a SHA-256 over all weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()))
+    return digest.hexdigest()[:16]

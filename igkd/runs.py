@@ -1,0 +1,214 @@
+"""What a training is (`Run`), what came out of it (`Record`), and where records are kept (`Store`)."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from igkd.errors import InputError
+from igkd.images import Subset
+from igkd.methods import Method, Recipe
+from igkd.models import Architecture, weights_metadata
+
+#: Raised whenever a change of the code changes the results of a training; part of every key.
+TRAINING_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SignalSpec:
+    """Which teacher signals a student learns from.
+
+    Attributes
+    ----------
+    teacher : str
+        Key of the teacher's run.
+    variant : {"described"}
+        ``described``: each image gets its own signals, moved with it.
+    n_steps : int
+        Integration steps of the IG maps.
+    baseline : str
+        See `igkd.attribution.make_baseline`.
+    """
+
+    teacher: str
+    variant: str = "described"
+    n_steps: int = 50
+    baseline: str = "mean"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The frozen description of one training. Two equal runs are the same experiment.
+
+    Attributes
+    ----------
+    data : str
+        Fingerprint of the image set.
+    subset : Subset
+        Which training images.
+    architecture : Architecture
+    method : Method
+    recipe : Recipe
+    signals : SignalSpec or None
+        None if the method uses no teacher.
+    seed : int
+        Of initial weights, order, crops and overlays; arms with the same seed share all of them.
+    split : {"test", "validation"}
+        On which images the final accuracy is measured.
+    """
+
+    data: str
+    subset: Subset
+    architecture: Architecture
+    method: Method
+    recipe: Recipe
+    signals: SignalSpec | None
+    seed: int
+    split: str = "test"
+
+    @property
+    def key(self) -> str:
+        """16 hex digits: a hash of the description and of the training code's version."""
+        text = json.dumps([TRAINING_VERSION, dataclasses.asdict(self)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "Run":
+        """Inverse of `dataclasses.asdict`."""
+        parts = {"subset": Subset, "architecture": Architecture, "method": Method, "recipe": Recipe}
+        built = {name: kind(**fields[name]) for name, kind in parts.items()}
+        signals = SignalSpec(**fields["signals"]) if fields["signals"] else None
+        return cls(**(fields | built | {"signals": signals}))
+
+
+@dataclass(frozen=True)
+class Record:
+    """What came out of one run.
+
+    Attributes
+    ----------
+    run : Run
+    outcome : dict
+        Equal for equal runs on the same machine: ``accuracy``, ``balanced_accuracy``, ``kappa``,
+        ``per_class_accuracy``, ``loss``, ``n_test``, ``n_train``, ``history`` (one dict an epoch), ``weights``
+        (digest), ``teacher_weights`` (digest or None). Accuracies are fractions, of the last epoch.
+    provenance : dict
+        ``seconds``, ``machine``, ``versions``: differ from machine to machine.
+    """
+
+    run: Run
+    outcome: dict
+    provenance: dict
+
+    @property
+    def key(self) -> str:
+        """Key of the run."""
+        return self.run.key
+
+    def to_json(self) -> str:
+        """One JSON object, keys sorted."""
+        fields = {"key": self.key, "training_version": TRAINING_VERSION} | dataclasses.asdict(self)
+        return json.dumps(fields, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Record":
+        """Inverse of `to_json`.
+
+        Raises
+        ------
+        ValueError, KeyError, TypeError
+            If the text is no record, or its key does not fit its description.
+        """
+        fields = json.loads(text)
+        record = cls(Run.from_dict(fields["run"]), fields["outcome"], fields["provenance"])
+        if fields["training_version"] == TRAINING_VERSION and fields["key"] != record.key:
+            raise ValueError(f"its key {fields['key']} does not fit its description ({record.key})")
+        return record
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees either the whole of it or nothing, even after a kill."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as part:
+        try:
+            part.write(content)
+            part.flush()
+            os.fsync(part.fileno())
+            os.chmod(part.name, 0o644)
+            os.replace(part.name, path)
+        except BaseException:
+            Path(part.name).unlink(missing_ok=True)
+            raise
+
+
+class Store:
+    """Records under ``root/<experiment>/<key>.json``; weights and checkpoints, which are not committed, beside.
+
+    Records made on another machine are merged by copying their files.
+
+    Parameters
+    ----------
+    root : path
+        Folder of the records.
+    scratch : path
+        Folder for weights, checkpoints and signals.
+    shipped : path
+        Folder of weights that come with the repository.
+    """
+
+    def __init__(self, root: Path, scratch: Path, shipped: Path):
+        self.root, self.scratch, self.shipped = Path(root), Path(scratch), Path(shipped)
+
+    def find(self, key: str) -> Record | None:
+        """The record of this key, whichever experiment asked for it first."""
+        for path in sorted(self.root.glob(f"*/{key}.json")):
+            return self._read(path)
+        return None
+
+    def keys(self) -> set[str]:
+        """Keys of all records here."""
+        return {path.stem for path in self.root.glob("*/*.json")}
+
+    def records(self, experiment: str = "*") -> Iterator[Record]:
+        """All records, or those of one experiment, in the order of their keys."""
+        for path in sorted(self.root.glob(f"{experiment}/*.json"), key=lambda path: path.stem):
+            yield self._read(path)
+
+    def add(self, record: Record, experiment: str) -> Path:
+        """Keep a record."""
+        path = self.root / experiment / f"{record.key}.json"
+        write_atomically(path, record.to_json().encode())
+        return path
+
+    def forget(self, key: str) -> None:
+        """Remove the record, weights and checkpoint of a run, so that it is trained again."""
+        for path in [*self.root.glob(f"*/{key}.json"), self.weights_path(key), self.checkpoint_path(key)]:
+            path.unlink(missing_ok=True)
+
+    def weights_path(self, key: str) -> Path:
+        """Where a finished run's weights are written."""
+        return self.scratch / "weights" / f"{key}.safetensors"
+
+    def checkpoint_path(self, key: str) -> Path:
+        """Where an unfinished run's state is written after each epoch."""
+        return self.scratch / "checkpoints" / f"{key}.pt"
+
+    def find_weights(self, key: str) -> Path | None:
+        """Weights of a run: made here, or shipped with the repository."""
+        if self.weights_path(key).exists():
+            return self.weights_path(key)
+        for path in sorted(self.shipped.glob("*.safetensors")):
+            if weights_metadata(path).get("run") == key:
+                return path
+        return None
+
+    @staticmethod
+    def _read(path: Path) -> Record:
+        try:
+            return Record.from_json(path.read_text())
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is not a record ({error}); delete it and it is trained again") from error

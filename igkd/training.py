@@ -1,0 +1,278 @@
+"""One training: a function of a `Run`, its images and its signals.
+
+All random numbers come from the run's seed and the epoch's number, drawn on the CPU, so a training that was
+interrupted goes on exactly as if it had not been, and arms with the same seed see the same images in the same order
+under the same crops.
+"""
+
+import io
+import math
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, recall_score
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from igkd import __version__
+from igkd.augment import crop_mirror, draw, move_attention, overlay, pad
+from igkd.cost import multiply_accumulates
+from igkd.device import COMPILE_ABOVE_MACS, Compute, can_compile
+from igkd.errors import TrainingError
+from igkd.images import ImageSet, train_indices, validation_indices
+from igkd.losses import attention_loss, attention_map, distillation_loss
+from igkd.methods import Recipe
+from igkd.models import MobileNetV2, attention_tap, pack_weights, state_digest
+from igkd.runs import Record, Run, Store, write_atomically
+from igkd.signals import Signals, as_input
+
+# Streams of random numbers: one for each purpose, so that switching one ingredient on does not move another's.
+WEIGHTS, ORDER, AUGMENTATION, DROPOUT = range(4)
+CHECKPOINT_EVERY_SECONDS = 20
+EVALUATION_BATCH = 256
+
+
+def stream(seed: int, purpose: int, epoch: int = 0) -> torch.Generator:
+    """The random numbers of one purpose in one epoch of a run."""
+    spread = np.random.SeedSequence([seed, purpose, epoch]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(spread >> 1))
+
+
+def train(
+    run: Run,
+    images: ImageSet,
+    store: Store,
+    compute: Compute,
+    signals: Signals = Signals(),
+    teacher_digest: str | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> Record:
+    """Train and evaluate one network.
+
+    Parameters
+    ----------
+    run : Run
+    images : ImageSet
+        With the run's fingerprint.
+    store : Store
+        Where checkpoints and the weights are written; the record is returned, not stored.
+    compute : Compute
+    signals : Signals
+        Of all training images of `images`.
+    teacher_digest : str, optional
+        Digest of the weights that the signals come from.
+    log : callable
+        Gets one line an epoch.
+
+    Returns
+    -------
+    Record
+
+    Raises
+    ------
+    TrainingError
+        If the loss stops being finite, or the weights cannot be written.
+    """
+    method, recipe = run.method, run.recipe
+    rows = torch.from_numpy(train_indices(images.train_labels, run.subset))
+    model = run.architecture.build(images.num_classes, images.mean_std, stream(run.seed, WEIGHTS))
+    work = multiply_accumulates(model, images.size) * len(rows) * recipe.num_epochs
+    compiled = can_compile(compute) and work > COMPILE_ABOVE_MACS
+    model = compute.prepare(model)
+    optimizer, scheduler = _optimizer(model, recipe, max(1, len(rows) // recipe.batch_size))
+    loop = _Loop(run, images, signals, rows, compute)
+    history, seconds = _restore(store.checkpoint_path(run.key), model, optimizer, scheduler, log)
+    if compiled:
+        model.compile()
+    saved = -math.inf
+    for epoch in range(len(history), recipe.num_epochs):
+        started = time.monotonic()
+        means = loop.epoch(model, optimizer, scheduler, epoch)
+        if not math.isfinite(means["loss"]):
+            raise TrainingError(f"the loss is {means['loss']} in epoch {epoch + 1}; lower lr, alpha or gamma")
+        elapsed = time.monotonic() - started
+        seconds += elapsed
+        history.append({"epoch": epoch + 1} | means)
+        log(f"epoch {epoch + 1}/{recipe.num_epochs}  loss {means['loss']:.3f}  "
+            f"train accuracy {means['train_accuracy']:.1%}  {elapsed:.1f} s")
+        if elapsed > CHECKPOINT_EVERY_SECONDS or time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
+            _checkpoint(store.checkpoint_path(run.key), model, optimizer, scheduler, history, seconds)
+            saved = time.monotonic()
+
+    scored = validation_indices(images.train_labels, run.subset) if run.split == "validation" else None
+    test_images = images.test_images if scored is None else images.train_images[scored]
+    test_labels = images.test_labels if scored is None else images.train_labels[scored]
+    trained_on = rows.numpy()
+    outcome = evaluate(model, test_images, test_labels, compute)
+    train_accuracy = evaluate(model, images.train_images[trained_on], images.train_labels[trained_on], compute)
+    outcome |= {
+        "train_accuracy": train_accuracy["accuracy"], "n_train": len(rows), "history": history,
+        "weights": state_digest(model), "teacher_weights": teacher_digest,
+    }
+    provenance = {
+        "seconds": round(seconds, 2), "machine": compute.describe() | {"compiled": compiled},
+        "versions": {"igkd": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    path = store.weights_path(run.key)
+    content = pack_weights(model, run=run.key, accuracy=str(min(outcome["accuracy"], outcome["train_accuracy"])))
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise TrainingError(f"the weights cannot be written to {path.parent}: {error}") from error
+    store.checkpoint_path(run.key).unlink(missing_ok=True)
+    return Record(run, outcome, provenance)
+
+
+@torch.no_grad()
+def predict(model: MobileNetV2, images: np.ndarray, compute: Compute) -> Tensor:
+    """Logits (N, num_classes) float32, on the CPU, of uint8 images (N, H, W, 3)."""
+    training = model.training
+    model = compute.prepare(model).eval()
+    logits = []
+    for batch in torch.from_numpy(images).split(EVALUATION_BATCH):
+        with compute.autocast():
+            logits.append(model(as_input(batch, compute.device)).float().cpu())
+    model.train(training)
+    return torch.cat(logits)
+
+
+def evaluate(model: MobileNetV2, images: np.ndarray, labels: np.ndarray, compute: Compute) -> dict:
+    """Accuracy measures of a network.
+
+    Parameters
+    ----------
+    model : MobileNetV2
+    images : ndarray (N, H, W, 3) uint8
+    labels : ndarray (N,)
+    compute : Compute
+
+    Returns
+    -------
+    dict
+        ``accuracy``, ``balanced_accuracy`` (mean recall of the classes that occur), ``kappa`` (Cohen 1960),
+        ``per_class_accuracy`` (recall; None for a class that does not occur), as fractions; ``loss`` (mean
+        cross-entropy, nats); ``n_test``.
+    """
+    logits = predict(model, images, compute)
+    target = torch.from_numpy(np.asarray(labels, dtype=np.int64))
+    predicted = logits.argmax(1).numpy()
+    classes = np.arange(logits.shape[1])
+    present = np.isin(classes, labels)
+    recall = recall_score(labels, predicted, labels=classes, average=None, zero_division=0)
+    return {
+        "accuracy": float((predicted == labels).mean()),
+        "balanced_accuracy": float(recall[present].mean()),
+        "kappa": float(cohen_kappa_score(labels, predicted, labels=classes)),
+        "per_class_accuracy": [float(value) if there else None for value, there in zip(recall, present)],
+        "loss": float(F.cross_entropy(logits, target)),
+        "n_test": len(labels),
+    }
+
+
+class _Loop:
+    """Everything that an epoch needs, on the device."""
+
+    def __init__(self, run: Run, images: ImageSet, signals: Signals, rows: Tensor, compute: Compute):
+        device, padding = compute.device, run.recipe.padding
+        self.run, self.compute, self.rows, self.size, self.mirror = run, compute, rows, images.size, images.flip
+        self.images = pad(torch.from_numpy(images.train_images), padding).to(device)
+        self.labels = torch.from_numpy(images.train_labels).to(device)
+        self.signals = signals.to(device)
+        self.maps = None if signals.maps is None else pad(self.signals.maps, padding)
+        self.tap = attention_tap(run.architecture.blocks_removed) if run.method.gamma else None
+
+    def epoch(self, model: nn.Module, optimizer, scheduler, epoch: int) -> dict:
+        """One pass over the training images; means of the loss terms and the running accuracy."""
+        run, device = self.run, self.compute.device
+        recipe, method = run.recipe, run.method
+        order = self.rows[torch.randperm(len(self.rows), generator=stream(run.seed, ORDER, epoch))]
+        drawn = draw(
+            len(order), stream(run.seed, AUGMENTATION, epoch), padding=recipe.padding, mirror=self.mirror,
+            overlay_prob=method.overlay_prob, max_exponent=method.max_exponent,
+        ).to(device)
+        batches = torch.arange(len(order)).split(recipe.batch_size)
+        if len(batches) > 1 and len(batches[-1]) < recipe.batch_size:
+            batches = batches[:-1]  # other images are left out in each epoch, and every step has the same shape
+        order = order.to(device)
+        sums: dict[str, Tensor] = {}
+        model.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(stream(run.seed, DROPOUT, epoch).initial_seed())
+            for batch in batches:
+                terms = self.step(model, order[batch], drawn[batch])
+                optimizer.zero_grad()
+                terms["loss"].backward()
+                optimizer.step()
+                scheduler.step()
+                for name, term in terms.items():
+                    sums[name] = sums.get(name, 0) + term.detach()
+        return {name: float(total) / len(batches) for name, total in sums.items()}
+
+    def step(self, model: nn.Module, rows: Tensor, drawn) -> dict[str, Tensor]:
+        """The loss and its terms for one batch."""
+        method = self.run.method
+        x = crop_mirror(self.images, rows, drawn, self.size).permute(0, 3, 1, 2).float() / 255
+        if method.overlay_prob:
+            maps = crop_mirror(self.maps, rows, drawn, self.size).float()
+            x = overlay(x, maps, drawn, method.overlay_weight)
+        with self.compute.autocast():
+            output = model(x, self.tap)
+        logits, activation = (output, None) if self.tap is None else output
+        logits, labels = logits.float(), self.labels[rows]
+        terms = {"cross_entropy": F.cross_entropy(logits, labels)}
+        loss = (1 - method.alpha) * terms["cross_entropy"]
+        if method.alpha:
+            terms["distillation"] = distillation_loss(logits, self.signals.logits[rows], method.temperature)
+            loss = loss + method.alpha * terms["distillation"]
+        if method.gamma:
+            target = move_attention(self.signals.attention.float(), rows, drawn, self.run.recipe.padding, self.size)
+            terms["attention"] = attention_loss(attention_map(activation.float()), target)
+            loss = loss + method.gamma * terms["attention"]
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        return {"loss": loss, **terms, "train_accuracy": accuracy}
+
+
+def _optimizer(model: nn.Module, recipe: Recipe, steps_per_epoch: int):
+    decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if recipe.optimizer == "adam":
+        optimizer = torch.optim.Adam(groups, lr=recipe.lr, fused=True)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=True)
+    if not recipe.one_cycle:
+        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.lr, total_steps=recipe.num_epochs * steps_per_epoch + 1, pct_start=0.2,
+        anneal_strategy="linear", cycle_momentum=False, div_factor=25, final_div_factor=1e4,
+    )
+
+
+def _checkpoint(path: Path, model, optimizer, scheduler, history: list, seconds: float) -> None:
+    content = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history,
+                "scheduler": scheduler.state_dict(), "seconds": seconds}, content)
+    try:
+        write_atomically(path, content.getbuffer())
+    except OSError as error:
+        raise TrainingError(f"the checkpoint cannot be written to {path.parent}: {error}") from error
+
+
+def _restore(path: Path, model, optimizer, scheduler, log) -> tuple[list, float]:
+    """History and seconds of an interrupted training, whose state is put back."""
+    if not path.exists():
+        return [], 0.0
+    try:
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+    except Exception as error:  # torch.load raises pickle, zip and runtime errors alike
+        path.unlink()
+        raise TrainingError(f"the checkpoint {path.name} was damaged ({error}) and is removed; start again") from error
+    log(f"goes on after epoch {len(state['history'])}")
+    return state["history"], state["seconds"]
