@@ -1,5 +1,6 @@
-"""Each statistic by a second route: closed form, worked case, permutation, simulation or the published runs."""
+"""Each statistic by a second route: closed form, worked case, enumeration, simulation, published runs."""
 
+import gc
 from itertools import combinations, product
 
 import numpy as np
@@ -25,6 +26,14 @@ def runs():
 @pytest.fixture(scope="module")
 def arms(runs):
     return {arm: group["accuracy"].to_numpy() for arm, group in runs.groupby("arm")}
+
+
+@pytest.fixture
+def few_objects_to_collect():
+    # statsmodels collects garbage in every Holm correction, slow beside all that is imported
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def within_binomial(count, n, p, sigmas=3.5):
@@ -134,7 +143,7 @@ def test_welch_keeps_its_level_where_equal_variance_does_not():
     assert sum(st.equal_variance(a, b).p < 0.05 for a, b in pairs) > 0.15 * n
 
 
-def test_holm_keeps_the_family_at_five_percent():
+def test_holm_keeps_the_family_at_five_percent(few_objects_to_collect):
     rng = np.random.default_rng(7)
     n = 200
     any_raw = any_holm = 0
@@ -393,7 +402,7 @@ def test_blocks_remove_what_the_seeds_share():
     assert blocked["df"] == 48 - 8 - 5
 
 
-def test_factorial_false_positives():
+def test_factorial_false_positives(few_objects_to_collect):
     rng = np.random.default_rng(16)
     n = 100
     hits = np.zeros(7)
