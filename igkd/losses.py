@@ -86,12 +86,12 @@ def attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
     Notes
     -----
-    The squared distance of two non-negative unit vectors is at most 2, and the *mean* divides it by the size
-    of the map: at most 0.031 for 8x8, 0.0078 for 16x16, 0.0020 for 32x32. With the paper's gamma = 0.8 this adds
-    at most 0.025 to the loss, and less for the larger maps of the smaller students. The mean is also what the
-    attention-transfer authors' code takes, but with a weight of about 1000 and three pairs of layers where
-    the paper has one. Their article instead states the length of the difference, || Q_S - Q_T ||_2, which no
-    factor 1 / (H * W) shrinks.
+    The squared distance of two non-negative unit vectors is at most 2, and the *mean* divides it by the
+    size of the map: at most 0.031 for 8x8, 0.0078 for 16x16, 0.0020 for 32x32. With the paper's gamma = 0.8
+    this adds at most 0.025 to the loss, and less for the larger maps of the smaller students. The mean is
+    also what the attention-transfer authors' code takes, but with a weight of about 1000 and three pairs of
+    layers where the paper has one. Their article instead states the length of the difference, || Q_S - Q_T
+    ||_2, which no factor 1 / (H * W) shrinks.
 
     References
     ----------

@@ -30,7 +30,7 @@ class SmallNet(nn.Module):
         )
         for tensor in self.state_dict().values():
             if tensor.is_floating_point():
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) - 0.3)
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) - 0.5)
         for module in self.body:
             if isinstance(module, nn.BatchNorm2d):
                 module.running_var.abs_().add_(0.5)
@@ -152,8 +152,9 @@ def test_equals_captum_in_single_precision_at_the_papers_setting(images, labels)
 
 def test_target_defaults_to_the_prediction(images, labels):
     model = SmallNet()
+    images = images * torch.tensor([0.0, 0.3, 1.0, 3.0, 10.0]).view(-1, 1, 1, 1)  # so that predictions differ
     predicted = model(images).argmax(1)
-    assert (predicted != labels).any()
+    assert len(predicted.unique()) > 1 and (predicted != labels).any()
     expected, _ = by_captum(model, images, predicted, torch.zeros_like(images), 2)
     ours = integrated_gradients(model, images, baseline=0.0, n_steps=2)
     torch.testing.assert_close(ours.attributions, expected, rtol=1e-8, atol=1e-12)
@@ -303,6 +304,10 @@ def test_lower_precision_is_accumulated_in_single_precision(images, labels):
     assert mixed.attributions.dtype == mixed.delta.dtype == torch.float32
     difference = (mixed.attributions - expected.attributions).norm() / expected.attributions.norm()
     assert 0 < float(difference) < 0.1
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scores, start = model(x.float()).float(), model(torch.full_like(x, 0.5).float()).float()
+    rise = (scores - start)[range(NUM_IMAGES), labels]
+    torch.testing.assert_close(mixed.delta, mixed.attributions.sum((1, 2, 3)) - rise, rtol=0, atol=1e-5)
 
 
 class KeepsTerabytes(torch.autograd.Function):
