@@ -74,11 +74,13 @@ class Study:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Fingerprint of the images; without the data, the one that most of the records here have."""
+        """Fingerprint of the images; without the data, the one that most of this profile's records have."""
         try:
             return self.images.fingerprint
         except InputError:
-            recorded = pd.Series([record.run.data for record in self.store.records("arms")])
+            size = (self.profile.recipe, self.profile.blocks_removed)
+            runs = [record.run for record in self.store.records("arms")]
+            recorded = pd.Series([run.data for run in runs if (run.recipe, run.architecture.blocks_removed) == size])
             if recorded.empty:
                 raise
             return recorded.mode()[0]

@@ -183,6 +183,24 @@ def completeness(errors: pd.DataFrame) -> Figure:
     return figure
 
 
+def idea(image: np.ndarray, soft, class_names, ig_map: np.ndarray, overlaid: np.ndarray) -> Figure:
+    """The method on one image: the image, the teacher's soft target, its IG map, the overlaid image."""
+    figure, axes = plt.subplots(1, 4, figsize=(10, 2.5), width_ratios=(1, 1.1, 1, 1))
+    pictures = (("training image", image), None, ("IG map of the teacher", ig_map), ("what the student sees\n(a tenth of "
+                "the time)", overlaid))
+    for axis, item in zip(axes, pictures, strict=True):
+        if item is None:
+            axis.barh(range(len(class_names)), soft, color=sns.color_palette("crest", 2)[1])
+            axis.set_yticks(range(len(class_names)), class_names, fontsize=8)
+            axis.invert_yaxis()
+            axis.set(title="soft target of the teacher", xlim=(0, 1))
+            continue
+        axis.imshow(item[1], cmap="magma" if np.ndim(item[1]) == 2 else None)
+        axis.set(title=item[0], xticks=[], yticks=[])
+        axis.grid(False)
+    return figure
+
+
 def soft_targets(images: np.ndarray, logits, temperatures: tuple[float, ...], class_names) -> Figure:
     """Images beside the teacher's output for them at several temperatures.
 

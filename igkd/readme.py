@@ -1,0 +1,75 @@
+"""The parts of README.md that are made from the repository: notebooks, measured times, state of the study."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from igkd.notebooks import find_notebooks
+from igkd.published import headline
+from igkd.runs import Record
+
+DATA = {"demo": "handwritten digits of scikit-learn", "laptop": "a share of CIFAR-10", "paper": "all of CIFAR-10"}
+
+
+def rendered(text: str, root: Path) -> str:
+    """README text with everything between its markers made anew.
+
+    Parameters
+    ----------
+    text : str
+    root : path
+        The repository.
+    """
+    parts = {"notebooks": notebooks(root), "profiles": profiles(root), "state": state(root)}
+    for name, content in parts.items():
+        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda found: found[1] + content + found[2], text,
+                      flags=re.DOTALL)  # noqa: B023
+    return text
+
+
+def notebooks(root: Path) -> str:
+    """The notebooks and their titles."""
+    lines = [f"| [{each.name}](notebooks/{each.path.name}) | {each.title.split('·')[-1].strip()} |"
+             for each in find_notebooks(root / "notebooks")]
+    return "\n".join(["| notebook | |", "|---|---|", *lines]) + "\n"
+
+
+def profiles(root: Path) -> str:
+    """The profiles with the times that `run_all.py` measured."""
+    lines = ["| profile | data | notebooks | time, everything trained here | machine |", "|---|---|---|---|---|"]
+    for path in sorted((root / "bench").glob("run_all-*.json")):
+        run = json.loads(path.read_text())
+        minutes = sum(each["seconds"] for each in run["notebooks"]) / 60
+        numbers = [each["name"][:2] for each in run["notebooks"]]
+        machine = run["machine"]
+        lines.append(f"| `{run['profile']}` | {DATA[run['profile']]} | {numbers[0]} to {numbers[-1]} | {minutes:.1f} min | "
+                     f"{machine['name']}, {machine['threads']} threads |")
+    return "\n".join(lines) + "\n"
+
+
+def state(root: Path) -> str:
+    """What is recorded so far, one line a kind of run."""
+    records = [Record.from_json(path.read_text()) for path in sorted((root / "records").glob("*/*.json"))]
+    published = headline().query("version == '2506.14440'").set_index("quantity").value
+    lines = []
+    for record in records:
+        if record.run.signals is None and record.run.architecture.blocks_removed == 0:
+            done = record.outcome
+            lines.append(
+                f"- Teacher: {done['accuracy']:.2%} on {done['n_test']:,} test images after {record.run.recipe.num_epochs} "
+                f"epochs on {done['n_train']:,} training images, 1 run (published: {published['teacher_accuracy']}% with "
+                f"50,000 images). Shipped in `weights/`."
+            )
+    students = pd.DataFrame([
+        {"cut": record.run.architecture.blocks_removed, "n_train": record.outcome["n_train"],
+         "split": record.run.split} for record in records if record.run.architecture.blocks_removed
+    ])
+    if not students.empty:
+        for (cut, n_train, split), group in students.groupby(["cut", "n_train", "split"]):
+            lines.append(f"- Students with {cut} of 19 blocks removed, {n_train:,} training images, scored on the {split} "
+                         f"images: {len(group)} runs.")
+    lines.append("- The full-size arms at 4.12x are declared in the `paper` profile and not yet recorded."
+                 if students.empty or 5 not in set(students.cut) else "")
+    return "\n".join(filter(None, lines)) + "\n"

@@ -1,0 +1,72 @@
+"""README.md: what is generated is up to date, and every command in it works."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from igkd.images import CIFAR10_CLASSES, load_images
+from igkd.readme import rendered
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+def test_generated_parts_are_up_to_date():
+    assert rendered(TEXT, ROOT) == TEXT, "run: python -m igkd readme"
+
+
+def test_its_pictures_and_links_are_there():
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_library_example_runs():
+    example, = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 20
+    names = {}
+    exec(example, names)
+    assert names["loss"].item() > 0
+    assert all(parameter.grad is not None for parameter in names["student"].parameters())
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the repository without its results, and a small file in CIFAR-10's place: digits with its names."""
+    folder = tmp_path_factory.mktemp("checkout") / "igkd"
+    skip = shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, folder, ignore=skip)
+    digits = load_images("digits")
+    enough = {"train": 2, "test": 5}  # copies, so that there are the 2,000 of each that the laptop profile takes
+    arrays = {f"{part}_{kind}": np.concatenate([getattr(digits, f"{part}_{kind}")] * copies)
+              for part, copies in enough.items() for kind in ("images", "labels")}
+    np.savez(folder / "cifar10.npz", class_names=np.array(CIFAR10_CLASSES), **arrays)
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_works(command, checkout):
+    words = shlex.split(command)
+    if words[0] == "make":
+        words.insert(1, "-n")  # it would install into .venv and run these tests
+    else:
+        assert words[0] == "python"
+        words[0] = sys.executable
+    if "9m" in words:
+        words[words.index("9m")] = "0s"  # the run takes as long as it is given
+    elif "run_all.py" in words and not {"--list", "--plan", "--check"} & set(words):
+        words.append("--list" if "--only" in words else "--plan")  # test_notebooks.py executes the notebooks
+    done = subprocess.run(words, cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if "evaluate" in words:
+        assert re.search(r"accuracy\s+\d", done.stdout), done.stdout
