@@ -258,7 +258,10 @@ class Study:
 
 
 def differences(run: Run, records: Iterable[Record]) -> dict:
-    """In which fields a run differs from the most similar recorded one: field -> (recorded, now)."""
+    """In which fields a run differs from the most similar recorded one: field -> (recorded, now).
+
+    Empty without records, and if the same run is recorded by an older version of the training code.
+    """
 
     def flat(fields: dict, prefix: str = "") -> dict:
         items = {}
@@ -267,10 +270,10 @@ def differences(run: Run, records: Iterable[Record]) -> dict:
         return items
 
     now = flat(dataclasses.asdict(run))
-    nearest = {}
+    changes = []
     for record in records:
         then = flat(dataclasses.asdict(record.run))
-        changed = {name: (then.get(name), now.get(name)) for name in then | now if then.get(name) != now.get(name)}
-        if not nearest or len(changed) < len(nearest):
-            nearest = changed
-    return nearest
+        changes.append(
+            {name: (then.get(name), now.get(name)) for name in then | now if then.get(name) != now.get(name)}
+        )
+    return min(changes, key=len, default={})
