@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -254,7 +255,8 @@ class Study:
         path = os.environ.get(PROGRESS)
         if path:
             state = {"done": done, "total": total, "doing": doing}
-            write_atomically(Path(path), json.dumps(state).encode())
+            with suppress(OSError):  # a full disk must not end a training because its progress is not shown
+                write_atomically(Path(path), json.dumps(state).encode())
 
 
 def differences(run: Run, records: Iterable[Record]) -> dict:
