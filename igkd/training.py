@@ -235,7 +235,7 @@ class _Loop:
             terms["distillation"] = distillation_loss(logits, self.signals.logits[rows], method.temperature)
             loss = loss + method.alpha * terms["distillation"]
         if method.gamma:
-            target = move_attention(self.signals.attention.float(), rows, drawn, self.run.recipe.padding, self.size)
+            target = move_attention(self.signals.attention, rows, drawn, self.run.recipe.padding, self.size)
             terms["attention"] = attention_loss(attention_map(activation.float()), target)
             loss = loss + method.gamma * terms["attention"]
         accuracy = (logits.argmax(1) == labels).float().mean()
@@ -252,8 +252,10 @@ def _optimizer(model: nn.Module, recipe: Recipe, steps_per_epoch: int):
         optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=True)
     if not recipe.one_cycle:
         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    # Its warm-up would have no length at 5 steps, by which OneCycleLR divides.
+    total_steps = max(6, recipe.num_epochs * steps_per_epoch + 1)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.lr, total_steps=recipe.num_epochs * steps_per_epoch + 1, pct_start=0.2,
+        optimizer, recipe.lr, total_steps=total_steps, pct_start=0.2,
         anneal_strategy="linear", cycle_momentum=False, div_factor=25, final_div_factor=1e4,
     )
 
