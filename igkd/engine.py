@@ -164,8 +164,8 @@ class Study:
         signals, digest = Signals(), None
         if run.signals is not None:
             teacher = self.teacher()
-            cut = run.architecture.blocks_removed
-            signals = load_signals(run, self.images, teacher, attention_tap(cut), self.store.scratch / "signals",
+            tap = attention_tap(run.architecture.blocks_removed) if run.method.gamma else None
+            signals = load_signals(run, self.images, teacher, tap, self.store.scratch / "signals",
                                    self.compute, self.log)
             digest = teacher.digest
         return train(run, self.images, self.store, self.compute, signals, digest, log)
