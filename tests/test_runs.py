@@ -1,0 +1,206 @@
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from igkd import runs
+from igkd.errors import InputError
+from igkd.images import Subset
+from igkd.methods import Method, Recipe
+from igkd.models import Architecture, pack_weights
+from igkd.runs import Record, Run, SignalSpec, Store, write_atomically
+
+RUN = Run(
+    data="0123456789abcdef",
+    subset=Subset(fraction=0.8, seed=3, validation=0.1),
+    architecture=Architecture(blocks_removed=5, width=1.0, normalize=False),
+    method=Method(alpha=0.01, temperature=2.5, overlay_prob=0.1, gamma=0.8, overlay_weight=0.5, max_exponent=2.0),
+    recipe=Recipe(num_epochs=16, batch_size=64, optimizer="sgd", lr=0.05, one_cycle=True, weight_decay=5e-4, padding=4),
+    signals=SignalSpec(teacher="fedcba9876543210", variant="described", n_steps=50, baseline="mean"),
+    seed=7,
+    split="test",
+)
+PLAIN = dataclasses.replace(RUN, method=Method(), signals=None)
+OUTCOME = {"accuracy": 0.925, "history": [{"epoch": 1, "loss": 0.1}], "per_class_accuracy": [0.9, None]}
+PROVENANCE = {"seconds": 1.5, "machine": {"device": "cpu"}, "versions": {"torch": "2"}}
+
+
+def record(run=RUN, **fields):
+    return Record(run, OUTCOME | fields, PROVENANCE)
+
+
+def store(folder):
+    return Store(folder / "records", folder / "build", folder / "weights")
+
+
+# One other value for each field. `signals.variant` has a single value so far and is tested below.
+OTHER = {
+    "data": "0123456789abcdee", "seed": 8, "split": "validation",
+    "subset": {"fraction": 0.7, "seed": 4, "validation": 0.2},
+    "architecture": {"blocks_removed": 3, "width": 0.5, "normalize": True},
+    "method": {"alpha": 0.02, "temperature": 3.0, "overlay_prob": 0.2, "gamma": 0.9, "overlay_weight": 0.4,
+               "max_exponent": 3.0},
+    "recipe": {"num_epochs": 17, "batch_size": 32, "optimizer": "adam", "lr": 0.04, "one_cycle": False,
+               "weight_decay": 0.0, "padding": 3},
+    "signals": {"teacher": "fedcba9876543211", "n_steps": 49, "baseline": "black"},
+}
+
+
+def test_the_key_changes_with_every_field():
+    changed = [RUN]
+    for field in dataclasses.fields(Run):
+        part = getattr(RUN, field.name)
+        if not dataclasses.is_dataclass(part):
+            changed.append(dataclasses.replace(RUN, **{field.name: OTHER[field.name]}))
+            continue
+        assert {inner.name for inner in dataclasses.fields(part)} - {"variant"} == set(OTHER[field.name])
+        for name, value in OTHER[field.name].items():
+            other = dataclasses.replace(part, **{name: value})
+            changed.append(dataclasses.replace(RUN, **{field.name: other}))
+    assert len({run.key for run in changed}) == len(changed)
+
+
+def test_the_key_is_this_one():
+    # A change here means that every recorded run is trained again: raise TRAINING_VERSION if it is meant.
+    assert runs.TRAINING_VERSION == 1
+    assert RUN.key == "5df98d6e91c7b0af"
+    assert PLAIN.key == "bcf6b1e1d1fd5b8d"
+
+
+def test_the_key_changes_with_the_version_of_the_training_code(monkeypatch):
+    before = RUN.key
+    monkeypatch.setattr(runs, "TRAINING_VERSION", 2)
+    assert RUN.key != before
+
+
+def test_equal_runs_have_equal_keys_however_their_numbers_are_written():
+    whole = dataclasses.replace(RUN, method=Method(gamma=1, temperature=2), recipe=Recipe(num_epochs=1, lr=1))
+    broken = dataclasses.replace(RUN, method=Method(gamma=1.0, temperature=2.0), recipe=Recipe(num_epochs=1, lr=1.0))
+    assert whole == broken and whole.key == broken.key
+
+
+def test_the_key_does_not_depend_on_what_came_out():
+    assert record().key == record(accuracy=0.1).key == RUN.key
+
+
+@pytest.mark.parametrize("change", [
+    lambda: Recipe(num_epochs=1, optimizer="Adam"),
+    lambda: SignalSpec("fedcba9876543210", variant="relesed"),
+    lambda: dataclasses.replace(RUN, split="val"),
+    lambda: dataclasses.replace(RUN, subset=Subset(), split="validation"),
+    lambda: dataclasses.replace(RUN, signals=None),
+], ids=["optimizer", "variant", "split", "nothing held out", "no teacher"])
+def test_a_run_that_cannot_mean_what_it_says_is_refused(change):
+    with pytest.raises(InputError):
+        change()
+
+
+@pytest.mark.parametrize("run", [RUN, PLAIN], ids=["with a teacher", "without"])
+def test_a_record_comes_back_from_json(run):
+    text = record(run).to_json()
+    again = Record.from_json(text)
+    assert again == record(run)
+    assert again.to_json() == text
+    assert json.loads(text)["key"] == run.key
+
+
+def change_text(content: bytes) -> bytes:
+    changed = content.replace(b'"seed": 7', b'"seed": 8')
+    assert changed != content
+    return changed
+
+
+@pytest.mark.parametrize("damage", [
+    lambda content: b"",
+    lambda content: content[: len(content) // 2],
+    lambda content: b"[]",
+    lambda content: b'"text"',
+    lambda content: b"\xff\xfe" + content,
+    lambda content: content.replace(b'"outcome"', b'"outcame"'),
+    lambda content: content.replace(b'"lr": 0.05', b'"lr": 0.05, "warmth": 1'),
+    lambda content: content.replace(b'"fraction": 0.8', b'"fraction": 8'),
+    change_text,
+], ids=["empty", "half", "list", "text", "bytes", "lacking", "unknown field", "out of range", "edited"])
+def test_a_damaged_record_is_named(tmp_path, damage):
+    kept = store(tmp_path)
+    path = kept.add(record(), "arms")
+    path.write_bytes(damage(path.read_bytes()))
+    for read in (lambda: kept.find(RUN.key), lambda: list(kept.records())):
+        with pytest.raises(InputError, match=RUN.key) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_record_of_older_training_code_can_be_read_but_is_not_this_run(tmp_path, monkeypatch):
+    kept = store(tmp_path)
+    kept.add(record(), "arms")
+    monkeypatch.setattr(runs, "TRAINING_VERSION", 2)
+    assert [old.run for old in kept.records()] == [RUN]
+    assert kept.find(RUN.key) is None
+
+
+def test_records_are_merged_by_copying_files(tmp_path):
+    here, there = store(tmp_path / "here"), store(tmp_path / "there")
+    here.add(record(), "arms")
+    there.add(record(), "arms")
+    there.add(record(PLAIN), "search")
+    shutil.copytree(there.root, here.root, dirs_exist_ok=True)
+    assert here.keys() == {RUN.key, PLAIN.key}
+    assert here.find(PLAIN.key) == record(PLAIN)
+    assert list(here.records("arms")) == [record()]
+    assert [kept.key for kept in here.records()] == sorted([RUN.key, PLAIN.key])
+
+
+def test_a_forgotten_run_leaves_nothing(tmp_path):
+    kept = store(tmp_path)
+    kept.add(record(), "arms")
+    kept.add(record(PLAIN), "arms")
+    for path in (kept.weights_path(RUN.key), kept.checkpoint_path(RUN.key)):
+        write_atomically(path, b"content")
+    kept.forget(RUN.key)
+    assert kept.find(RUN.key) is None and kept.find(PLAIN.key) is not None
+    assert not [path for path in tmp_path.rglob(f"{RUN.key}*")]
+
+
+def test_weights_are_found_where_they_were_made_or_shipped(tmp_path):
+    kept = store(tmp_path)
+    model = Architecture(17).build(10, None)
+    assert kept.find_weights("abc") is None
+    write_atomically(kept.shipped / "teacher.safetensors", pack_weights(model, run="abc"))
+    write_atomically(kept.shipped / "another.safetensors", pack_weights(model, run="xyz"))
+    assert kept.find_weights("abc") == kept.shipped / "teacher.safetensors"
+    write_atomically(kept.weights_path("abc"), pack_weights(model, run="abc"))
+    assert kept.find_weights("abc") == kept.weights_path("abc")
+
+
+def test_a_damaged_file_among_the_shipped_weights_is_named(tmp_path):
+    kept = store(tmp_path)
+    write_atomically(kept.shipped / "teacher.safetensors", b"not weights")
+    with pytest.raises(InputError, match="teacher.safetensors"):
+        kept.find_weights("abc")
+
+
+def test_writing_replaces_the_whole_file_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.json"
+    write_atomically(path, b"a long first content")
+    write_atomically(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("before", [None, b"what was there"])
+def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path, before):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "a.json"
+    if before is not None:
+        path.write_bytes(before)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel refuses what goes beyond this size, in the middle of the file as a full disk does.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError):
+            write_atomically(path, bytes(300_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if before is None else [before])
