@@ -1,0 +1,65 @@
+"""The smallest images, networks and trainings that still behave like the real ones."""
+
+import numpy as np
+import torch
+
+from igkd.device import Compute
+from igkd.images import ImageSet, Subset
+from igkd.methods import Method, Recipe
+from igkd.models import Architecture, attention_tap
+from igkd.runs import Run, SignalSpec
+from igkd.signals import Signals, Teacher, as_input
+
+COMPUTE = Compute("cpu", bfloat16=False)
+#: 40 images in batches of 8: five steps an epoch.
+RECIPE = Recipe(num_epochs=2, batch_size=8, padding=2)
+ALL = Method(alpha=0.3, temperature=2.0, overlay_prob=0.5, gamma=5.0)
+
+
+def small_images(seed: int = 0, n_train: int = 40, n_test: int = 12) -> ImageSet:
+    """16x16 images of four classes, told apart by colour and corner, with noise."""
+    random = np.random.default_rng(seed)
+    colours = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [180, 180, 40]])
+
+    def part(n):
+        labels = np.arange(n) % 4
+        images = random.integers(0, 60, (n, 16, 16, 3))
+        for image, label in zip(images, labels):
+            image[8 * (label // 2):, 8 * (label % 2):] += colours[label] // 2
+        return images.astype(np.uint8), labels.astype(np.int64)
+
+    return ImageSet("small", *part(n_train), *part(n_test), ("a", "b", "c", "d"), flip=True)
+
+
+def small_run(images: ImageSet, method: Method = Method(), recipe: Recipe = RECIPE, seed: int = 0,
+              architecture: Architecture = Architecture(17), **fields) -> Run:
+    signals = SignalSpec("a teacher", n_steps=4) if method.uses_teacher else None
+    return Run(images.fingerprint, fields.pop("subset", Subset()), architecture, method, recipe, signals, seed, **fields)
+
+
+def small_signals(images: ImageSet, blocks_removed: int = 17, seed: int = 0) -> Signals:
+    """Arbitrary signals of the right shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    n, (h, w) = len(images.train_labels), images.size
+    assert attention_tap(blocks_removed) < 3  # where the map still has the size of the image
+    attention = torch.rand(n, h * w, generator=generator)
+    return Signals(
+        logits=torch.randn(n, images.num_classes, generator=generator),
+        attention=torch.nn.functional.normalize(attention).half(),
+        maps=torch.rand(n, h, w, generator=generator).half(),
+    )
+
+
+def small_teacher(images: ImageSet, seed: int = 0) -> Teacher:
+    """Random features with a classifier fitted by least squares: right on every training image."""
+    generator = torch.Generator().manual_seed(seed)
+    model = Architecture(15, normalize=True).build(images.num_classes, images.mean_std, generator).eval()
+    x = as_input(images.train_images)
+    with torch.no_grad():
+        features = model.features((x - model.mean) / model.std).mean((2, 3))
+        wanted = torch.nn.functional.one_hot(torch.from_numpy(images.train_labels)).float()
+        fitted = torch.linalg.lstsq(torch.cat([features, torch.ones(len(x), 1)], 1), 8 * wanted).solution
+        model.classifier[1].weight.copy_(fitted[:-1].T)
+        model.classifier[1].bias.copy_(fitted[-1])
+        accuracy = float((model(x).argmax(1).numpy() == images.train_labels).mean())
+    return Teacher(model, accuracy)

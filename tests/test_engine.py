@@ -1,0 +1,159 @@
+from dataclasses import replace
+
+import pytest
+
+from igkd import runs
+from igkd.engine import Study, differences
+from igkd.errors import InputError
+from igkd.experiments import Planned
+from igkd.images import Subset
+from igkd.methods import Method
+from igkd.models import Architecture, pack_weights
+from igkd.runs import Record, SignalSpec, write_atomically
+from small import COMPUTE, RECIPE, small_images, small_run, small_teacher
+
+IMAGES = small_images()
+RUN = small_run(IMAGES)
+MACHINE = {"name": "a processor", "threads": 1, "bfloat16": False}
+
+
+def record(run, accuracy=0.9, seconds=30.0):
+    outcome = {"accuracy": accuracy, "kappa": 0.8, "n_test": 12, "n_train": 40, "weights": "0123",
+               "per_class_accuracy": [1.0, None], "history": []}
+    return Record(run, outcome, {"seconds": seconds, "machine": MACHINE, "versions": {"torch": "2"}})
+
+
+@pytest.fixture
+def study(tmp_path):
+    study = Study("demo", device="cpu", root=tmp_path, log=lambda line: study.lines.append(line))
+    study.lines, study.compute = [], COMPUTE
+    return study
+
+
+@pytest.fixture
+def small_study(study):
+    study.images = IMAGES
+    return study
+
+
+def planned(*seeds):
+    return [Planned("arms", {"arm": "Student", "seed": seed}, small_run(IMAGES, seed=seed)) for seed in seeds]
+
+
+def test_differences_name_the_changed_fields():
+    now = replace(RUN, recipe=replace(RECIPE, lr=0.1), subset=Subset(fraction=0.5))
+    assert differences(now, [record(RUN)]) == {"recipe.lr": (0.05, 0.1), "subset.fraction": (1.0, 0.5)}
+
+
+def test_differences_are_from_the_most_similar_record():
+    near, far = replace(RUN, seed=1), replace(RUN, seed=1, data="other", split="test", architecture=Architecture(15))
+    for records in ([record(near), record(far)], [record(far), record(near)]):
+        assert differences(RUN, records) == {"seed": (1, 0)}
+    assert differences(RUN, []) == {}
+
+
+def test_a_run_recorded_by_older_training_code_differs_in_nothing(monkeypatch):
+    records = [record(RUN), record(replace(RUN, seed=1))]
+    monkeypatch.setattr(runs, "TRAINING_VERSION", 2)
+    for order in (records, records[::-1]):
+        assert differences(RUN, order) == {}
+
+
+def test_differences_name_a_teacher_that_came_or_went():
+    taught = small_run(IMAGES, Method(alpha=0.5))
+    changed = differences(taught, [record(RUN)])
+    assert changed["method.alpha"] == (0.0, 0.5)
+    assert changed["signals.teacher"] == (None, "a teacher")
+
+
+def test_planned_runs_start_with_the_teacher_and_go_round_the_seeds(study):
+    items = study.planned()
+    assert items[0].run.key == study.plan.teacher_key and items[0].labels["arm"] == "Teacher"
+    keys = [item.run.key for item in items]
+    assert len(set(keys)) == len(keys)
+    students = items[1:]
+    seeds = [item.labels["seed"] for item in students]
+    assert seeds == sorted(seeds) and len(set(seeds)) == study.profile.num_seeds
+    arms = [[item.labels["arm"] for item in students if item.experiment == "arms" and item.labels["seed"] == seed]
+            for seed in set(seeds)]
+    assert arms.count(arms[0]) == len(arms) > 1  # every seed has the same arms
+    for item in students:
+        assert item.run.seed == item.labels["seed"] and item.run.data == study.fingerprint
+        assert (item.run.signals is not None) == item.run.method.uses_teacher
+        assert item.run.signals is None or item.run.signals.teacher == keys[0]
+
+
+def test_constants_are_searched_on_held_out_images_only(study):
+    items = [item for item in study.planned() if item.experiment == "search"]
+    assert items
+    for item in items:
+        assert item.run.split == "validation" and item.run.subset.validation > 0
+
+
+def test_no_time_trains_nothing(small_study):
+    small_study.ensure(planned(0))
+    table = small_study.ensure(planned(0, 1, 2), budget=0)
+    assert list(table.seed) == [0] and len(small_study.store.keys()) == 1
+    assert "2 runs are left" in small_study.lines[-1]
+
+
+def test_the_table_has_labels_measures_and_seconds(small_study):
+    items = planned(0, 1)
+    table = small_study.ensure(items)
+    assert list(table.columns) == [
+        "arm", "seed", "key", "accuracy", "balanced_accuracy", "kappa", "loss", "n_test", "train_accuracy", "n_train",
+        "seconds",
+    ]
+    assert list(table.key) == [item.run.key for item in items]
+    kept = small_study.store.find(items[1].run.key)
+    assert table.accuracy[1] == kept.outcome["accuracy"] and table.seconds[1] == kept.provenance["seconds"]
+    assert small_study.table(planned(2)).empty
+
+
+def test_evidence_counts_the_runs_of_each_machine(small_study):
+    kept = [record(replace(RUN, seed=seed)) for seed in range(3)]
+    kept.append(record(replace(RUN, data="other images"), seconds=60.0))
+    for item in kept:
+        small_study.store.add(item, "arms")
+    evidence = small_study.evidence([item.key for item in kept])
+    assert list(evidence.runs) == [3, 1] and list(evidence.minutes) == [1.5, 1.0]
+    assert list(evidence.data) == [IMAGES.fingerprint, "other images"]
+
+
+def with_teacher(study):
+    """Give the study a teacher as if it had been trained."""
+    teacher = small_teacher(IMAGES)
+    write_atomically(
+        study.store.weights_path(study.plan.teacher_key),
+        pack_weights(teacher.model, run=study.plan.teacher_key, accuracy=str(teacher.accuracy)),
+    )
+    (item,) = study.teacher_runs()
+    study.store.add(record(item.run), "teacher")
+    return teacher
+
+
+@pytest.mark.parametrize("blocks_removed", [17, 16], ids=["a cut of the paper", "a cut without a tap"])
+def test_a_student_learns_from_the_study_s_teacher(small_study, blocks_removed):
+    teacher = with_teacher(small_study)
+    signals = SignalSpec(small_study.plan.teacher_key, n_steps=2)
+    run = replace(RUN, method=Method(alpha=0.5, overlay_prob=0.5), signals=signals,
+                  architecture=Architecture(blocks_removed))
+    small_study.ensure([Planned("arms", {"seed": 0}, run)])
+    assert small_study.store.find(run.key).outcome["teacher_weights"] == teacher.digest
+
+
+def test_a_teacher_of_which_only_the_record_is_here_is_not_replaced(small_study):
+    with_teacher(small_study)
+    small_study.store.weights_path(small_study.plan.teacher_key).unlink()
+    with pytest.raises(InputError, match="only its record"):
+        small_study.teacher()
+
+
+def test_a_student_s_weights_are_made_again_from_its_run(small_study):
+    (item,) = planned(0)
+    small_study.ensure([item])
+    path = small_study.store.weights_path(item.run.key)
+    first = small_study.student(item.run).state_dict()
+    path.unlink()
+    again = small_study.student(item.run).state_dict()
+    assert all(first[name].equal(again[name]) for name in first) and path.exists()

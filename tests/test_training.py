@@ -1,0 +1,349 @@
+import io
+import math
+import multiprocessing
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score
+from torch import nn
+
+from igkd import training
+from igkd.engine import Study
+from igkd.errors import InputError, TrainingError
+from igkd.experiments import Planned
+from igkd.images import Subset, validation_indices
+from igkd.methods import ARMS, Method
+from igkd.models import Architecture, load_weights, state_digest
+from igkd.runs import Record, Store
+from igkd.training import evaluate, predict, train
+from small import ALL, COMPUTE, RECIPE, small_images, small_run, small_signals
+
+IMAGES = small_images()
+ADAM = replace(RECIPE, optimizer="adam", lr=1e-3, one_cycle=False, weight_decay=0.0)
+
+
+def store(folder):
+    return Store(folder / "records", folder / "build", folder / "weights")
+
+
+def trained(run, folder, signals=None, images=IMAGES, log=lambda line: None):
+    if signals is None and run.signals is not None:
+        signals = small_signals(images)
+    return train(run, images, store(folder), COMPUTE, *([] if signals is None else [signals]), log=log)
+
+
+@pytest.mark.parametrize("run", [
+    small_run(IMAGES), small_run(IMAGES, ALL, ADAM),
+    small_run(IMAGES, architecture=Architecture(0, 0.25, normalize=True), recipe=replace(RECIPE, num_epochs=1)),
+], ids=["student", "all ingredients", "dropout"])
+def test_the_same_run_gives_the_same_outcome_bit_for_bit(run, tmp_path):
+    torch.manual_seed(0)
+    first = trained(run, tmp_path / "first")
+    torch.manual_seed(1)  # nothing may depend on the global generator
+    second = trained(run, tmp_path / "second")
+    assert first.outcome == second.outcome
+    for name in ("first", "second"):
+        weights = load_weights(store(tmp_path / name).weights_path(run.key), 4)
+        assert state_digest(weights) == first.outcome["weights"]
+
+
+def test_another_seed_gives_another_outcome(tmp_path):
+    outcomes = [trained(small_run(IMAGES, seed=seed), tmp_path).outcome for seed in (0, 1)]
+    assert outcomes[0]["weights"] != outcomes[1]["weights"]
+    assert outcomes[0]["history"] != outcomes[1]["history"]
+
+
+@pytest.mark.parametrize("ingredient", [Method(overlay_prob=1e-12), Method(alpha=1e-30), Method(gamma=1e-30)],
+                         ids=["IG", "KD", "AT"])
+def test_arms_of_one_seed_share_initial_weights_order_and_crops(ingredient, tmp_path):
+    # With an ingredient too weak to matter, whatever else differed would show.
+    def history(*description, seed=0):
+        epochs = trained(small_run(IMAGES, *description, seed=seed), tmp_path).outcome["history"]
+        return [means["cross_entropy"] for means in epochs]
+
+    plain = history()
+    assert history(ingredient) == pytest.approx(plain, rel=1e-4)
+    assert history(seed=1) != pytest.approx(plain, rel=1e-2)
+
+
+@pytest.mark.parametrize("ingredient", [Method(overlay_prob=0.5), Method(alpha=0.5), Method(gamma=5.0)],
+                         ids=["IG", "KD", "AT"])
+def test_each_ingredient_changes_the_student(ingredient, tmp_path):
+    plain = trained(small_run(IMAGES), tmp_path)
+    assert trained(small_run(IMAGES, ingredient), tmp_path).outcome["weights"] != plain.outcome["weights"]
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_terms_recombine_to_the_loss(name, tmp_path):
+    method = ARMS[name]
+    run = small_run(IMAGES, method, replace(RECIPE, num_epochs=1))
+    (means,) = trained(run, tmp_path).outcome["history"]
+    assert ("distillation" in means) == ("KD" in name) and ("attention" in means) == ("AT" in name)
+    expected = (
+        (1 - method.alpha) * means["cross_entropy"] + method.alpha * means.get("distillation", 0)
+        + method.gamma * means.get("attention", 0)
+    )
+    assert means["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+class Stop(Exception):
+    """Ends a training from outside."""
+
+
+@pytest.mark.parametrize("run, signals", [
+    (small_run(IMAGES, ALL, replace(ADAM, num_epochs=3)), small_signals(IMAGES)),
+    (small_run(IMAGES, recipe=replace(RECIPE, num_epochs=3), architecture=Architecture(0, 0.25, True)), None),
+], ids=["all ingredients, adam", "dropout, sgd, one cycle"])
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(run, signals, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY_SECONDS", 0)
+    whole = trained(run, tmp_path / "whole", signals)
+
+    def stop_in_third(line):
+        if line.startswith("epoch 3/"):
+            raise Stop
+
+    with pytest.raises(Stop):
+        trained(run, tmp_path / "parts", signals, log=stop_in_third)
+    lines = []
+    parts = trained(run, tmp_path / "parts", signals, log=lines.append)
+    assert lines[0] == "goes on after epoch 2" and len(lines) == 2
+    assert parts.outcome == whole.outcome
+    assert not store(tmp_path / "parts").checkpoint_path(run.key).exists()
+
+
+def test_a_damaged_checkpoint_is_said_and_removed(tmp_path):
+    run = small_run(IMAGES)
+    path = store(tmp_path).checkpoint_path(run.key)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half a checkpoint")
+    with pytest.raises(TrainingError, match="damaged"):
+        trained(run, tmp_path)
+    assert not path.exists()
+    assert trained(run, tmp_path).outcome == trained(run, tmp_path / "other").outcome
+
+
+LONG = small_run(IMAGES, recipe=replace(RECIPE, num_epochs=12))
+
+
+def train_and_keep(folder: str) -> None:
+    """What the killed process does."""
+    torch.set_num_threads(1)
+    training.CHECKPOINT_EVERY_SECONDS = 0
+    kept = store(Path(folder))
+    kept.add(train(LONG, IMAGES, kept, COMPUTE), "arms")
+
+
+def epochs_kept(kept: Store) -> int:
+    """Epochs in the checkpoint; every file that can be seen must be whole."""
+    for path in kept.scratch.glob("weights/*.safetensors"):
+        load_weights(path, 4)
+    for record in kept.records():
+        assert record.outcome["history"][-1]["epoch"] == 12
+    try:
+        content = kept.checkpoint_path(LONG.key).read_bytes()
+    except FileNotFoundError:
+        return 0
+    return len(torch.load(io.BytesIO(content), weights_only=True)["history"])
+
+
+def test_kill_9_loses_no_finished_epoch_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    processes = multiprocessing.get_context("spawn")
+    kept = store(tmp_path / "killed")
+    delay = random.Random(0)
+    for least in (1, 5):
+        process = processes.Process(target=train_and_keep, args=(str(tmp_path / "killed"),))
+        process.start()
+        while (before := epochs_kept(kept)) < least:
+            assert process.is_alive()
+            time.sleep(0.002)
+        time.sleep(delay.uniform(0, 0.02))
+        process.kill()
+        process.join()
+        assert process.exitcode == -9
+        assert epochs_kept(kept) >= before
+    assert not list(kept.records()) and kept.find_weights(LONG.key) is None
+
+    lines = []
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY_SECONDS", 0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as many as the killed process had
+    try:
+        resumed = train(LONG, IMAGES, kept, COMPUTE, log=lines.append)
+        whole = trained(LONG, tmp_path / "whole")
+    finally:
+        torch.set_num_threads(threads)
+    assert lines[0].startswith("goes on after epoch")
+    assert resumed.outcome == whole.outcome
+
+
+@pytest.mark.parametrize("recipe", [
+    replace(RECIPE, lr=1e30, one_cycle=False),
+    replace(RECIPE, lr=1e38, one_cycle=False, num_epochs=1, batch_size=40),
+], ids=["loss", "weights after the last step"])
+def test_a_loss_that_is_not_finite_fails_the_run_and_stores_nothing(recipe, tmp_path):
+    run = small_run(IMAGES, recipe=recipe)
+    with pytest.raises(TrainingError, match="loss is (nan|inf)"):
+        trained(run, tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("*.json"))
+
+
+def test_images_of_another_fingerprint_are_refused(tmp_path):
+    with pytest.raises(InputError, match=IMAGES.fingerprint):
+        trained(small_run(IMAGES), tmp_path, images=small_images(seed=1))
+
+
+def last_rates(run, folder):
+    """Learning rates after the last step, and the outcome once the weights can be written."""
+    kept = store(folder)
+    obstacle = kept.weights_path(run.key)
+    obstacle.mkdir(parents=True)  # a folder where the weights should go
+    with pytest.raises(TrainingError, match="weights cannot be written"):
+        trained(run, folder)
+    state = torch.load(kept.checkpoint_path(run.key), weights_only=True)
+    obstacle.rmdir()
+    lines = []
+    trained(run, folder, log=lines.append)
+    assert lines == [f"goes on after epoch {run.recipe.num_epochs}"]  # nothing is trained twice
+    return [group["lr"] for group in state["optimizer"]["param_groups"]]
+
+
+def test_one_cycle_ends_at_nothing_and_a_constant_rate_stays(tmp_path):
+    one_epoch = replace(RECIPE, num_epochs=1)
+    assert last_rates(small_run(IMAGES, recipe=one_epoch), tmp_path) == pytest.approx([0, 0], abs=1e-5 * RECIPE.lr)
+    constant = small_run(IMAGES, recipe=replace(one_epoch, one_cycle=False))
+    assert last_rates(constant, tmp_path) == [RECIPE.lr] * 2
+
+
+@pytest.mark.parametrize("batch_size, steps", [(64, 1), (15, 2), (13, 3), (10, 4)])
+def test_a_training_of_a_few_steps_has_a_schedule(batch_size, steps, tmp_path):
+    run = small_run(IMAGES, recipe=replace(RECIPE, num_epochs=1, batch_size=batch_size))
+    assert 40 // batch_size in (steps, 0)
+    assert math.isfinite(trained(run, tmp_path).outcome["loss"])
+
+
+def test_weight_decay_leaves_batch_norm_and_biases_alone(tmp_path):
+    # so strong that each step halves what it acts on
+    strong = replace(RECIPE, num_epochs=4, lr=0.05, one_cycle=False, weight_decay=10.0)
+    run = small_run(IMAGES, recipe=strong)
+    trained(run, tmp_path)
+    model = load_weights(store(tmp_path).weights_path(run.key), 4)
+    assert float(model.features[0][1].weight.detach().mean()) > 0.8  # starts at 1
+    assert float(model.features[0][0].weight.detach().abs().max()) < 0.1
+
+
+def test_training_learns(tmp_path):
+    run = small_run(IMAGES, recipe=replace(RECIPE, num_epochs=12))
+    outcome = trained(run, tmp_path).outcome
+    assert outcome["accuracy"] > 0.6 and outcome["train_accuracy"] > 0.6  # chance is 0.25
+    assert [means["epoch"] for means in outcome["history"]] == list(range(1, 13))
+    assert outcome["history"][-1]["loss"] < outcome["history"][0]["loss"]
+
+
+def test_a_validation_run_is_scored_on_the_images_held_out(tmp_path):
+    subset = Subset(validation=0.2)
+    run = small_run(IMAGES, subset=subset, split="validation")
+    record = trained(run, tmp_path)
+    assert (record.outcome["n_test"], record.outcome["n_train"]) == (8, 32)
+    held_out = validation_indices(IMAGES.train_labels, subset)
+    model = load_weights(store(tmp_path).weights_path(run.key), 4)
+    scored = evaluate(model, IMAGES.train_images[held_out], IMAGES.train_labels[held_out], COMPUTE)
+    assert scored == {name: record.outcome[name] for name in scored}
+
+
+def test_the_record_says_what_the_weights_do(tmp_path):
+    run = small_run(IMAGES)
+    record = trained(run, tmp_path)
+    model = load_weights(store(tmp_path).weights_path(run.key), 4)
+    scored = evaluate(model, IMAGES.test_images, IMAGES.test_labels, COMPUTE)
+    assert scored == {name: record.outcome[name] for name in scored}
+    assert Record.from_json(record.to_json()) == record
+
+
+class ReadsPixel(nn.Module):
+    """Gives 2 to the class that the first red value names and 0 to the others."""
+
+    def forward(self, x):
+        named = (x[:, 0, 0, 0] * 255).round().long()
+        return 2 * nn.functional.one_hot(named, 4).float()
+
+
+def test_evaluate_worked_by_hand():
+    labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    predicted = np.array([0, 0, 0, 1, 1, 2, 2, 3])  # class 3 does not occur
+    images = np.zeros((8, 8, 8, 3), np.uint8)
+    images[:, 0, 0, 0] = predicted
+    scores = evaluate(ReadsPixel(), images, labels, COMPUTE)
+    assert scores["accuracy"] == 5 / 8 and scores["n_test"] == 8
+    assert scores["per_class_accuracy"] == [0.75, 0.5, 0.5, None]
+    assert scores["balanced_accuracy"] == pytest.approx((0.75 + 0.5 + 0.5) / 3)
+    # by chance they agree on (4 * 3 + 2 * 2 + 2 * 2 + 0 * 1) / 64 = 20 / 64
+    assert scores["kappa"] == pytest.approx((40 - 20) / (64 - 20))
+    right, wrong = -log_softmax([2.0, 0.0, 0.0, 0.0])[:2]
+    assert scores["loss"] == pytest.approx((5 * right + 3 * wrong) / 8)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes")
+def test_evaluate_agrees_with_scikit_learn():
+    random_numbers = np.random.default_rng(0)
+    labels = random_numbers.integers(0, 3, 300)
+    predicted = np.where(random_numbers.random(300) < 0.5, labels, random_numbers.integers(0, 4, 300))
+    images = np.zeros((300, 8, 8, 3), np.uint8)
+    images[:, 0, 0, 0] = predicted
+    scores = evaluate(ReadsPixel(), images, labels, COMPUTE)
+    assert scores["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert scores["kappa"] == pytest.approx(cohen_kappa_score(labels, predicted))
+
+
+def test_predicting_leaves_the_network_as_it_was():
+    model = Architecture(17).build(4, None, torch.Generator().manual_seed(0)).train()
+    before = state_digest(model)
+    predict(model, IMAGES.test_images, COMPUTE)
+    assert model.training and state_digest(model) == before
+
+
+def planned(*runs):
+    return [Planned("arms", {"arm": "Student", "seed": run.seed}, run) for run in runs]
+
+
+@pytest.fixture
+def study(tmp_path):
+    study = Study("demo", device="cpu", root=tmp_path, log=lambda line: study.lines.append(line))
+    study.lines, study.images, study.compute = [], IMAGES, COMPUTE
+    return study
+
+
+def test_other_runs_go_on_after_one_that_failed(study):
+    good, bad, other = small_run(IMAGES), small_run(IMAGES, recipe=replace(RECIPE, lr=1e30, one_cycle=False)), \
+        small_run(IMAGES, seed=1)
+    with pytest.raises(TrainingError, match=f"1 of 3 runs failed.*{bad.key}"):
+        study.ensure(planned(good, bad, other))
+    assert study.store.keys() == {good.key, other.key}
+    assert [line for line in study.lines if line.startswith("failed")]
+    assert list(study.table(planned(good, bad, other)).seed) == [0, 1]
+
+
+def test_a_record_that_cannot_be_written_fails_its_run_alone(study, monkeypatch, tmp_path):
+    # a file where the folder of one experiment should be, and a progress file in a folder that is a file
+    study.store.root.mkdir(parents=True)
+    (study.store.root / "blocked").write_text("")
+    monkeypatch.setenv("IGKD_PROGRESS", str(study.store.root / "blocked" / "progress.json"))
+    first, second = small_run(IMAGES), small_run(IMAGES, seed=1)
+    items = [Planned("blocked", {"seed": 0}, first), Planned("arms", {"seed": 1}, second)]
+    with pytest.raises(TrainingError, match="1 of 2 runs failed"):
+        study.ensure(items)
+    assert study.store.keys() == {second.key}
+
+
+def test_a_finished_run_is_not_repeated(study):
+    items = planned(small_run(IMAGES), small_run(IMAGES, seed=1))
+    first = study.ensure(items)
+    study.lines.clear()
+    again = study.ensure(items)
+    assert study.lines == [] and again.equals(first)
