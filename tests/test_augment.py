@@ -117,9 +117,11 @@ def test_rescale_reaches_both_ends_and_a_constant_map_becomes_zero():
 
 
 def test_crops_and_mirrors_do_not_depend_on_the_overlay():
+    generators = [generator(3) for _ in range(3)]
     without, rarely, often = (
-        draw(500, generator(3), padding=4, mirror=True, overlay_prob=p) for p in (0.0, 0.1, 0.5)
+        draw(500, each, padding=4, mirror=True, overlay_prob=p) for each, p in zip(generators, (0.0, 0.1, 0.5))
     )
+    assert generators[0].get_state().equal(generators[2].get_state())  # whatever is drawn next is shared too
     for name in ("top", "left", "mirror", "exponent"):
         assert torch.equal(getattr(without, name), getattr(often, name))
     assert not (rarely.overlay & ~often.overlay).any()

@@ -101,7 +101,7 @@ def test_the_table_has_labels_measures_and_seconds(small_study):
     items = planned(0, 1)
     table = small_study.ensure(items)
     assert list(table.columns) == [
-        "arm", "seed", "key", "accuracy", "balanced_accuracy", "kappa", "loss", "n_test", "train_accuracy", "n_train",
+        "arm", "seed", "key", "accuracy", "balanced_accuracy", "kappa", "loss", "n_test", "n_train", "train_accuracy",
         "seconds",
     ]
     assert list(table.key) == [item.run.key for item in items]

@@ -17,10 +17,11 @@ from igkd import training
 from igkd.engine import Study
 from igkd.errors import InputError, TrainingError
 from igkd.experiments import Planned
-from igkd.images import Subset, validation_indices
+from igkd.images import Subset, train_indices, validation_indices
 from igkd.methods import ARMS, Method
 from igkd.models import Architecture, load_weights, state_digest
 from igkd.runs import Record, Store
+from igkd.signals import Signals
 from igkd.training import evaluate, predict, train
 from small import ALL, COMPUTE, RECIPE, small_images, small_run, small_signals
 
@@ -90,6 +91,36 @@ def test_terms_recombine_to_the_loss(name, tmp_path):
         + method.gamma * means.get("attention", 0)
     )
     assert means["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+HALF = Subset(fraction=0.5)
+
+
+def test_signals_are_read_by_data_set_index(tmp_path):
+    # A teacher that is sure of each label makes distillation the cross-entropy; what belongs to images that this
+    # run does not see is not a number.
+    unseen = torch.ones(40, dtype=torch.bool)
+    unseen[train_indices(IMAGES.train_labels, HALF)] = False
+    signals = replace(
+        small_signals(IMAGES), logits=50 * nn.functional.one_hot(torch.from_numpy(IMAGES.train_labels)).float()
+    )
+    for tensor in (signals.logits, signals.attention, signals.maps):
+        tensor[unseen] = math.nan
+    run = small_run(IMAGES, replace(ALL, temperature=1.0), subset=HALF)
+    for means in trained(run, tmp_path, signals).outcome["history"]:
+        assert means["distillation"] == pytest.approx(means["cross_entropy"], rel=1e-5)
+
+
+def test_the_map_of_an_image_is_moved_with_it(tmp_path):
+    # Grey images that are their own maps: laid over themselves they stay what they are, if moved alike.
+    grey = np.random.default_rng(0).integers(0, 256, (40, 16, 16), dtype=np.uint8)
+    grey[:, 6:10, 6:10] = 255  # in every crop, as black is in the border or here
+    grey[:, 7, 7] = 0
+    images = replace(IMAGES, train_images=np.repeat(grey[..., None], 3, axis=3))
+    signals = Signals(maps=torch.from_numpy(grey).half())
+    plain = trained(small_run(images, subset=HALF), tmp_path, images=images)
+    overlaid = trained(small_run(images, Method(overlay_prob=1.0, max_exponent=1.0), subset=HALF), tmp_path, signals, images)
+    assert overlaid.outcome == plain.outcome
 
 
 class Stop(Exception):
