@@ -1,0 +1,103 @@
+"""The two terms that knowledge distillation and attention transfer add to the cross-entropy.
+
+Total loss of a student: ``(1 - alpha) * cross_entropy + alpha * distillation_loss + gamma * attention_loss``.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    r"""T^2 * mean over the batch of KL(softmax(teacher / T) || softmax(student / T)).
+
+    Written out, with p_bk = softmax(teacher_b / T)_k and q_bk = softmax(student_b / T)_k::
+
+        T^2 / B * sum_b sum_k p_bk * (log p_bk - log q_bk)
+
+    Parameters
+    ----------
+    student_logits, teacher_logits : Tensor (B, K)
+        Rows of the same images. Gradients reach both, so pass the teacher's without a graph.
+    temperature : float
+        T > 0; the larger, the softer both distributions.
+
+    Returns
+    -------
+    Tensor ()
+        In nats, at least 0; 0 where the two distributions are equal.
+
+    Notes
+    -----
+    The factor T^2 is Hinton et al.'s: soft-target gradients shrink as 1 / T^2, so with it the balance between this
+    term and the cross-entropy hardly moves with T. The paper's text and the released code agree on this term; the
+    released code asks for it by the deprecated ``size_average=False`` and divides by B, which gives the same number.
+    With the paper's alpha = 0.01 and T = 2.5 it is weighed by alpha * T^2 = 0.0625 against 0.99 of cross-entropy.
+
+    Lower precision than float32 is raised to float32 before the softmax.
+
+    References
+    ----------
+    Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", arXiv 1503.02531, 2015.
+    """
+    log_p = F.log_softmax(_at_least_float32(teacher_logits) / temperature, dim=1)
+    log_q = F.log_softmax(_at_least_float32(student_logits) / temperature, dim=1)
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def attention_map(activation: Tensor) -> Tensor:
+    """Q = q / ||q||_2 with q = the channel mean of activation^2, flattened over rows and columns.
+
+    Parameters
+    ----------
+    activation : Tensor (B, C, H, W)
+
+    Returns
+    -------
+    Tensor (B, H * W)
+        Non-negative rows of unit length (a row of zeros where the whole activation is 0); float32 for lower
+        precisions.
+
+    Notes
+    -----
+    This is Zagoruyko and Komodakis' F^2 map; they sum over channels and their code takes the mean, as the released
+    code does, and the normalisation removes the difference. The released docstring speaks of absolute values, its
+    code squares.
+
+    References
+    ----------
+    Zagoruyko, Komodakis, "Paying more attention to attention", ICLR 2017, arXiv 1612.03928.
+    """
+    return F.normalize(_at_least_float32(activation).square().mean(1).flatten(1), dim=1)
+
+
+def attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """Mean over the batch and the H * W positions of (student_map - teacher_map)^2.
+
+    Parameters
+    ----------
+    student_map, teacher_map : Tensor (B, H * W)
+        From `attention_map`.
+
+    Returns
+    -------
+    Tensor ()
+        From 0 (equal maps) to 2 / (H * W) (maps that share no position).
+
+    Notes
+    -----
+    Two non-negative unit vectors are at most sqrt(2) apart, and the *mean* divides this by the size of the map: at
+    most 0.031 for 8x8, 0.0078 for 16x16, 0.0020 for 32x32. With the paper's gamma = 0.8 this adds at most 0.025 to
+    the loss, and less for the larger maps of the smaller students. The mean is also what the attention-transfer
+    authors' code takes, but with a weight of about 1000 and three pairs of layers where the paper has one. Their
+    article instead states the length of the difference, || Q_S - Q_T ||_2, which no factor 1 / (H * W) shrinks.
+
+    References
+    ----------
+    Zagoruyko, Komodakis, "Paying more attention to attention", ICLR 2017, arXiv 1612.03928, equation 2.
+    """
+    return F.mse_loss(_at_least_float32(student_map), _at_least_float32(teacher_map))
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
