@@ -8,7 +8,7 @@ import hashlib
 import os
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -103,6 +103,13 @@ class ImageSet:
         variance = np.square(self.train_images, dtype=np.uint16).mean(axes) - mean**2
         std = np.sqrt(np.maximum(variance, 1))
         return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+    def take(self, n_train: int, n_test: int, seed: int = 0) -> "ImageSet":
+        """A smaller image set: stratified shares of the training and of the test images, drawn with `seed`."""
+        train = train_indices(self.train_labels, Subset(n_train / len(self.train_labels), seed))
+        test = train_indices(self.test_labels, Subset(n_test / len(self.test_labels), seed))
+        return replace(self, train_images=self.train_images[train], train_labels=self.train_labels[train],
+                       test_images=self.test_images[test], test_labels=self.test_labels[test])
 
 
 @dataclass(frozen=True)

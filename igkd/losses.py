@@ -30,9 +30,8 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     Notes
     -----
     The factor T^2 is Hinton et al.'s: soft-target gradients shrink as 1 / T^2, so with it the balance between this
-    term and the cross-entropy hardly moves with T. The paper's text and the released code agree on this term; the
-    released code asks for it by the deprecated ``size_average=False`` and divides by B, which gives the same number.
-    With the paper's alpha = 0.01 and T = 2.5 it is weighed by alpha * T^2 = 0.0625 against 0.99 of cross-entropy.
+    term and the cross-entropy hardly moves with T. The released code takes the sum by the deprecated
+    ``size_average=False`` and divides it by B, which is the same number. With the paper's alpha = 0.01 and T = 2.5 it is weighed by alpha * T^2 = 0.0625 against 0.99 of cross-entropy.
 
     Lower precision than float32 is raised to float32 before the softmax.
 

@@ -1,0 +1,315 @@
+"""Integrated gradients (Sundararajan et al. 2017) over many images at once.
+
+Captum is the reference that the tests hold this against. What is added here: the points of many images share one
+batch, their buffer is written in place, no parameter collects a gradient, and the error of the integral is
+always returned.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from igkd.errors import InputError
+
+METHODS = ("gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid")
+OUTPUTS = ("logits", "probabilities")
+BASELINES = ("mean", "black", "blur")
+
+# Larger batches gain no speed that we could measure: a processor works best while a layer's activations stay near
+# its caches.
+MAX_BATCH_SIZE = {"cpu": 64}
+MAX_BATCH_SIZE_ACCELERATOR = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """What integrated gradients say about N images.
+
+    Attributes
+    ----------
+    attributions : Tensor (N, C, H, W)
+        Contribution of each input number to the rise of the output from the baseline to the image, in units of the
+        output (logits or probability).
+    delta : Tensor (N,)
+        Completeness error, sum of the attributions - (f(image) - f(baseline)); 0 if the integral were exact.
+    """
+
+    attributions: Tensor
+    delta: Tensor
+
+
+def integrated_gradients(
+    model: nn.Module,
+    images: Tensor,
+    target: Tensor | None = None,
+    *,
+    baseline: Tensor | float,
+    n_steps: int = 50,
+    method: str = "gausslegendre",
+    output: str = "logits",
+    batch_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Attribution:
+    """IG_i = (x_i - x0_i) * integral over a from 0 to 1 of df(x0 + a (x - x0)) / dx_i, by quadrature.
+
+    Parameters
+    ----------
+    model : Module
+        Takes (B, C, H, W), returns logits (B, K). It is put in evaluation mode and left as it was found; its
+        parameters collect no gradients.
+    images : Tensor (N, C, H, W)
+        x, floating point, in the units that `model` takes (here [0, 1]); float32 and float64 are computed as they
+        are, lower precisions in float32.
+    target : Tensor (N,) of integers, optional
+        The class whose output f is; by default the one that the model predicts. The paper takes the label.
+    baseline : Tensor (C, H, W) or (N, C, H, W), or float
+        x0, see `make_baseline`. There is no default because no baseline is neutral.
+    n_steps : int, default 50
+        Points on the path from baseline to image.
+    method : str, default "gausslegendre"
+        Rule of quadrature, see `quadrature`.
+    output : {"logits", "probabilities"}, default "logits"
+        What f is.
+    batch_size : int, optional
+        Most evaluations of the model at once; it changes nothing but rounding. By default as many as fit in half of
+        the available memory, and no more than are useful.
+    progress : callable, optional
+        Called with the number of images done and N.
+
+    Returns
+    -------
+    Attribution
+
+    Raises
+    ------
+    InputError
+        If an argument is not as described.
+
+    Notes
+    -----
+    Multiplication by x - x0 makes IG indifferent to an affine change of units, so maps for a model that standardises
+    its input inside, as here, equal those that the released code computes on standardised images.
+
+    References
+    ----------
+    Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", ICML 2017, arXiv 1703.01365.
+    """
+    if images.dim() != 4 or not len(images) or not images.is_floating_point():
+        raise InputError(f"images must be floating point (N, C, H, W) with N > 0, not {_described(images)}")
+    if output not in OUTPUTS:
+        raise InputError(f"output {output!r} is unknown; choose one of: {', '.join(OUTPUTS)}")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    images = images.detach().to(dtype)
+    baseline = _broadcastable(baseline, images)
+    nodes, weights = (torch.tensor(a, dtype=dtype, device=images.device) for a in quadrature(method, n_steps))
+
+    def f(x: Tensor) -> Tensor:
+        scores = model(x).to(dtype)
+        return scores.softmax(1) if output == "probabilities" else scores
+
+    with _evaluation_mode(model):
+        if batch_size is None:
+            batch_size = _useful_batch_size(f, images[:1])
+        with torch.no_grad():
+            at_image, at_baseline = (torch.cat([f(x) for x in part.split(batch_size)]) for part in (images, baseline))
+        target = at_image.argmax(1) if target is None else _checked_target(target, at_image)
+        attributions = torch.empty_like(images)
+        done = 0
+        for rows, integral in _integrals(f, images, baseline, target, nodes, weights, batch_size):
+            attributions[rows] = integral
+            done += len(integral)
+            if progress is not None:
+                progress(done, len(images))
+    rise = (at_image - at_baseline).gather(1, target[:, None]).squeeze(1)
+    return Attribution(attributions, attributions.sum((1, 2, 3)) - rise)
+
+
+def quadrature(method: str, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes a_k and weights w_k with which the sum of w_k g(a_k) stands for the integral of g from 0 to 1.
+
+    Parameters
+    ----------
+    method : str
+        ``"gausslegendre"`` (exact for polynomials up to degree 2 n - 1), or ``"riemann_left"``,
+        ``"riemann_right"``, ``"riemann_middle"``, ``"riemann_trapezoid"``.
+    n_steps : int
+        n, 1 or more; 2 or more for the trapezoid.
+
+    Returns
+    -------
+    nodes, weights : ndarray (n,) float64
+
+    Raises
+    ------
+    InputError
+        If there is no such rule.
+
+    Notes
+    -----
+    These are Captum's rules (version 0.9), in double precision. Its trapezoid spaces n nodes by 1 / (n - 1) and
+    weighs them by 1 / n, half of it at both ends, so the weights add up to 1 - 1 / n and every attribution is too
+    small by that factor.
+    """
+    if method not in METHODS:
+        raise InputError(f"method {method!r} is unknown; choose one of: {', '.join(METHODS)}")
+    smallest = 2 if method == "riemann_trapezoid" else 1
+    if n_steps < smallest:
+        raise InputError(f"n_steps must be {smallest} or more for {method}, not {n_steps}")
+    if method == "gausslegendre":
+        nodes, weights = np.polynomial.legendre.leggauss(n_steps)
+        return (nodes + 1) / 2, weights / 2
+    weights = np.full(n_steps, 1 / n_steps)
+    if method == "riemann_trapezoid":
+        weights[[0, -1]] /= 2
+        return np.linspace(0, 1, n_steps), weights
+    shift = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0}[method]
+    return (np.arange(n_steps) + shift) / n_steps, weights
+
+
+def make_baseline(kind: str, images: Tensor, model: nn.Module) -> Tensor:
+    """The image from which the path of integration starts.
+
+    Parameters
+    ----------
+    kind : str
+        - ``"mean"``: what the model standardises to zero, its buffer ``mean`` (the paper's baseline: the mean colour
+          of the training images, a grey; black only for a model that does not standardise).
+        - ``"black"``: zero.
+        - ``"blur"``: each image, blurred by a Gaussian with a standard deviation of an eighth of its height, which
+          keeps colour and coarse layout (Sturmfels et al. 2020 compare such baselines).
+    images : Tensor (N, C, H, W)
+        In [0, 1].
+    model : Module
+
+    Returns
+    -------
+    Tensor (C, H, W), or (N, C, H, W) for ``"blur"``
+
+    Raises
+    ------
+    InputError
+        If the kind is unknown, or the model has no buffer ``mean``.
+
+    References
+    ----------
+    Sturmfels, Lundberg, Lee, "Visualizing the impact of feature attribution baselines", Distill, 2020.
+    """
+    if kind == "mean":
+        mean = getattr(model, "mean", None)
+        if not isinstance(mean, Tensor):
+            raise InputError("baseline 'mean' needs a model with a buffer `mean`; give the baseline as a tensor")
+        return mean.to(images).view(-1, 1, 1).expand(images.shape[1:])
+    if kind == "black":
+        return torch.zeros_like(images[0])
+    if kind == "blur":
+        sigma = images.shape[2] / 8
+        # The blur reflects the image at its edges, which it can do for less than its size.
+        radius = min(round(3 * sigma), min(images.shape[2:]) - 1)
+        return gaussian_blur(images, [2 * radius + 1] * 2, [sigma] * 2)
+    raise InputError(f"baseline {kind!r} is unknown; choose one of: {', '.join(BASELINES)}")
+
+
+def saliency_map(attributions: Tensor) -> Tensor:
+    """Sum over channels of |attribution|: (N, C, H, W) to (N, H, W), the map that the paper lays over images."""
+    return attributions.abs().sum(1)
+
+
+def _integrals(
+    f: Callable[[Tensor], Tensor], images: Tensor, baseline: Tensor, target: Tensor, nodes: Tensor, weights: Tensor,
+    batch_size: int,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (rows, attributions of these images); a batch holds whole images, or a share of the steps of one."""
+    n_steps = len(nodes)
+    num_images = max(1, min(batch_size // n_steps, len(images)))
+    num_batches = -(-n_steps // batch_size)
+    num_steps = -(-n_steps // num_batches)
+    layout = (torch.channels_last if images.is_contiguous(memory_format=torch.channels_last)
+              else torch.contiguous_format)
+    # Allocating and faulting in fresh pages for each batch costs more than writing the points.
+    buffer = torch.empty((num_images * num_steps, *images.shape[1:]), dtype=images.dtype, device=images.device,
+                         memory_format=layout)
+    for first in range(0, len(images), num_images):
+        rows = slice(first, first + num_images)
+        start = baseline if len(baseline) == 1 else baseline[rows]
+        difference = images[rows] - start
+        count = len(difference)
+        gradient = torch.zeros_like(difference)
+        for alphas, shares in zip(nodes.split(num_steps), weights.split(num_steps), strict=True):
+            points = buffer[: count * len(alphas)]
+            torch.addcmul(start[:, None], difference[:, None], alphas.view(-1, 1, 1, 1),
+                          out=points.unflatten(0, (count, -1)))
+            with torch.enable_grad():
+                points = points.detach().requires_grad_()
+                classes = target[rows].repeat_interleave(len(alphas))
+                scores = f(points).gather(1, classes[:, None]).squeeze(1)
+                weighted, = torch.autograd.grad(scores, points, shares.repeat(count))
+            gradient += weighted.unflatten(0, (count, -1)).sum(1)
+        yield rows, gradient * difference
+
+
+def _useful_batch_size(f: Callable[[Tensor], Tensor], image: Tensor) -> int:
+    device = image.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    # What the second evaluation adds is free of the weights, which are also kept for the backward pass.
+    per_evaluation = _bytes_kept(f, image.repeat(2, 1, 1, 1)) - _bytes_kept(f, image)
+    most = MAX_BATCH_SIZE.get(device.type, MAX_BATCH_SIZE_ACCELERATOR)
+    return max(1, min(most, free // 2 // max(1, per_evaluation)))
+
+
+def _bytes_kept(f: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """Bytes that a forward pass keeps for the backward pass; what two layers keep counts twice."""
+    kept = []
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.nbytes), lambda _: None
+    ):
+        f(x.requires_grad_())
+    return sum(kept)
+
+
+def _broadcastable(baseline: Tensor | float, images: Tensor) -> Tensor:
+    """The baseline as (1, C, H, W) or (N, C, H, W)."""
+    if not isinstance(baseline, Tensor):
+        return torch.full_like(images[:1], baseline)
+    if baseline.shape not in (images.shape, images.shape[1:]):
+        raise InputError(
+            f"baseline must have the shape of one image or of all, {tuple(images.shape[1:])} or "
+            f"{tuple(images.shape)}, not {tuple(baseline.shape)}"
+        )
+    baseline = baseline.detach().to(images)
+    return baseline[None] if baseline.dim() == 3 else baseline
+
+
+def _checked_target(target: Tensor, scores: Tensor) -> Tensor:
+    num_images, num_classes = scores.shape
+    if target.shape != (num_images,) or target.is_floating_point():
+        raise InputError(f"target must be {num_images} integers, one per image, not {_described(target)}")
+    if not 0 <= int(target.min()) <= int(target.max()) < num_classes:
+        raise InputError(
+            f"target must be 0 to {num_classes - 1}, the model's classes; it has {int(target.min())} to "
+            f"{int(target.max())}"
+        )
+    return target.to(scores.device, torch.int64)
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    # Module by module, because model.train() would also wake those that were frozen in evaluation mode.
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

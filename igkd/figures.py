@@ -1,0 +1,162 @@
+"""Every picture of the study, and the one function that writes them.
+
+Plots take tables and arrays and return a matplotlib `Figure`; `save` stamps what it was drawn from into the file.
+"""
+
+import hashlib
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from scipy import stats
+
+#: One colour for each arm, in all figures.
+ARM_COLOURS = dict(
+    zip(
+        ("Student", "KD", "IG", "AT", "KD+IG", "KD+AT", "IG+AT", "KD+IG+AT"),
+        sns.color_palette("colorblind", 8),
+        strict=True,
+    )
+)
+
+
+def use_style() -> None:
+    """Set the look of all figures."""
+    sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
+    plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 200, "figure.constrained_layout.use": True,
+                         "svg.hashsalt": "igkd"})
+
+
+def records_digest(table: pd.DataFrame) -> str:
+    """First 12 hex digits of a SHA-256 over the keys and accuracies of the records behind a figure."""
+    lines = sorted(f"{row.key} {row.accuracy!r}" for row in table[["key", "accuracy"]].itertuples())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
+def save(figure: Figure, name: str, study, table: pd.DataFrame) -> list[Path]:
+    """Write a figure as PNG and PDF, stamped with what it was drawn from.
+
+    Parameters
+    ----------
+    figure : Figure
+    name : str
+        File name without ending.
+    study : igkd.engine.Study
+        Its profile decides the folder: ``figures/`` for the paper profile, ``build/<profile>/figures/`` for others.
+    table : DataFrame
+        The records behind the figure, one a row (from `Study.ensure`).
+
+    Returns
+    -------
+    list of Path
+    """
+    stamp = (f"profile {study.profile.name} · {study.describe_data()} · "
+             f"{len(table)} run{'s' * (len(table) != 1)} · records {records_digest(table)}")
+    figure.text(0.995, -0.01, stamp, ha="right", va="top", fontsize=6.5, color="0.45")
+    study.figures.mkdir(parents=True, exist_ok=True)
+    paths = [study.figures / f"{name}.{ending}" for ending in ("png", "pdf")]
+    # No dates in the files: the same records give the same bytes.
+    figure.savefig(paths[0], bbox_inches="tight", metadata={"Description": stamp, "Software": "igkd"})
+    figure.savefig(paths[1], bbox_inches="tight", metadata={"Subject": stamp, "Creator": "igkd", "CreationDate": None})
+    return paths
+
+
+def image_rows(rows: dict[str, np.ndarray], titles: list[str] | None = None, cmap: str = "magma") -> Figure:
+    """Rows of small pictures under each other.
+
+    Parameters
+    ----------
+    rows : dict
+        Row title -> array (n, H, W, 3) in [0, 1] or uint8, or (n, H, W), each map scaled to its own range.
+    titles : list of str, optional
+        Over the columns.
+    """
+    columns = len(next(iter(rows.values())))
+    figure, axes = plt.subplots(len(rows), columns, figsize=(1.15 * columns + 1.2, 1.2 * len(rows)), squeeze=False)
+    for line, (title, pictures) in zip(axes, rows.items(), strict=True):
+        for axis, picture in zip(line, pictures, strict=True):
+            axis.imshow(picture, cmap=None if np.ndim(picture) == 3 else cmap)
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+        line[0].set_ylabel(title, rotation=0, ha="right", va="center")
+    for axis, title in zip(axes[0], titles or [], strict=False):
+        axis.set_title(title, fontsize=9)
+    return figure
+
+
+def training_curves(history: list[dict]) -> Figure:
+    """Loss and running training accuracy over the epochs of one run."""
+    frame = pd.DataFrame(history)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
+    left.plot(frame.epoch, frame.loss, marker=".")
+    left.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
+    right.plot(frame.epoch, 100 * frame.train_accuracy, marker=".")
+    right.set(xlabel="epoch", ylabel="accuracy on augmented\ntraining images (%)")
+    return figure
+
+
+def per_class(accuracies: list[float], class_names: tuple[str, ...], overall: float) -> Figure:
+    """Accuracy of each class, and the overall accuracy as a line."""
+    figure, axis = plt.subplots(figsize=(7, 3))
+    axis.bar(class_names, [100 * value for value in accuracies], color=sns.color_palette("colorblind")[0])
+    axis.axhline(100 * overall, color="0.3", lw=1, ls="--", label=f"all: {overall:.2%}")
+    axis.set(ylabel="test accuracy (%)", ylim=(100 * min(accuracies) - 5, 100))
+    axis.tick_params(axis="x", rotation=30)
+    axis.legend(loc="lower right")
+    return figure
+
+
+def arms(table: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
+    """Accuracy of every run of every arm, with means and 95 % t-intervals; the published runs beside.
+
+    Parameters
+    ----------
+    table, published : DataFrame
+        Columns ``arm``, ``accuracy`` (fraction).
+    """
+    panels = {"this study": table} | ({} if published is None else {"published (CIFAR-10, 4.1x)": published})
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.4), squeeze=False)
+    order = [name for name in ARM_COLOURS if name in set(table.arm)]
+    for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
+        frame = frame[frame.arm.isin(order)].assign(percent=lambda rows: 100 * rows.accuracy)
+        sns.stripplot(frame, x="arm", y="percent", hue="arm", order=order, palette=ARM_COLOURS, alpha=0.6, size=4,
+                      ax=axis, legend=False)
+        sns.pointplot(frame, x="arm", y="percent", order=order, color="0.2", linestyle="none", marker="_",
+                      markersize=14, errorbar=t_interval, capsize=0.15, err_kws={"linewidth": 1.2}, ax=axis)
+        axis.set(title=title, xlabel="", ylabel="test accuracy (%)")
+        axis.tick_params(axis="x", rotation=30)
+    return figure
+
+
+def t_interval(values) -> tuple[float, float]:
+    """95 % confidence interval of a mean of independent normal values, for seaborn's `errorbar`."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return float(values.mean()), float(values.mean())
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return values.mean() - half, values.mean() + half
+
+
+def surface(table: pd.DataFrame, x: str, y: str, baseline: float) -> Figure:
+    """Accuracy over two constants as a heat map, in points above or below `baseline` (a fraction)."""
+    wide = table.pivot_table(index=y, columns=x, values="accuracy").sort_index(ascending=False)
+    figure, axis = plt.subplots(figsize=(1 + 0.8 * wide.shape[1], 1 + 0.42 * wide.shape[0]))
+    gain = 100 * (wide - baseline)
+    limit = max(gain.abs().to_numpy().max(), 0.1)
+    sns.heatmap(gain, annot=True, fmt="+.1f", center=0, vmin=-limit, vmax=limit, cmap="vlag", ax=axis,
+                cbar_kws={"label": "points against Student"})
+    axis.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def curve(table: pd.DataFrame, x: str, baseline: float, label: str) -> Figure:
+    """Accuracy over one constant, beside the plain student's."""
+    figure, axis = plt.subplots(figsize=(4.2, 3))
+    axis.plot(table[x], 100 * table.accuracy, marker="o", label=label)
+    axis.axhline(100 * baseline, color="0.4", ls="--", lw=1, label="Student")
+    axis.set(xlabel=x, ylabel="validation accuracy (%)", xscale="log" if table[x].max() > 20 else "linear")
+    axis.legend()
+    return figure
