@@ -76,12 +76,17 @@ def default_parameters(notebook: Notebook) -> dict[str, str]:
     InputError
         If the file is no notebook, or has not exactly one such cell.
     """
+    import nbformat
     import papermill
 
-    tagged = [cell for cell in _read_json(notebook.path)["cells"] if "parameters" in cell["metadata"].get("tags", ())]
+    content = _read_json(notebook.path)
+    tagged = [cell for cell in content["cells"] if "parameters" in cell["metadata"].get("tags", ())]
     if len(tagged) != 1:
         raise InputError(f"{notebook.path.name} has {len(tagged)} cells tagged 'parameters'; it must have one")
-    return {name: found["default"] for name, found in papermill.inspect_notebook(_literal(notebook.path)).items()}
+    # Papermill asks the notebook for its language, which a notebook that was never opened in Jupyter does not name.
+    content["metadata"].setdefault("kernelspec", {"name": "python3", "language": "python", "display_name": "Python 3"})
+    found = papermill.inspect_notebook(nbformat.from_dict(content))
+    return {name: parameter["default"] for name, parameter in found.items()}
 
 
 def check_parameters(notebook: Notebook, given: Mapping[str, str]) -> dict:
