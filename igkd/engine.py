@@ -20,7 +20,9 @@ from igkd.device import Compute, pick_compute
 from igkd.errors import InputError, TrainingError
 from igkd.experiments import NOTEBOOKS, Plan, Planned, Profile, profile, teacher_run
 from igkd.images import ImageSet, load_images, train_indices
-from igkd.models import Architecture, MobileNetV2, attention_tap, load_weights, weights_metadata
+from igkd.models import (
+    Architecture, MobileNetV2, attention_tap, compression_factor, load_weights, weights_metadata,
+)
 from igkd.runs import Record, Run, SignalSpec, Store, write_atomically
 from igkd.signals import Signals, Teacher, ig_maps, load_signals
 from igkd.training import train
@@ -62,6 +64,7 @@ class Study:
         # The demo is trained live by every reader, so its records are build products; the others are the study.
         records = root / "build" / "demo" / "records" if profile_name == "demo" else root / "records"
         self.store = Store(records, root / "build", root / "weights")
+        self.figures = root / "build" / profile_name / "figures"
         self.compute: Compute = pick_compute(device)
         self._teachers: dict[str, Teacher] = {}
         self._per_image: dict[Architecture, int] = {}
@@ -95,6 +98,17 @@ class Study:
             key = weights_metadata(path)["run"]
         return Plan(self.profile, self.fingerprint, key)
 
+    def describe_data(self) -> str:
+        """Name and numbers of the images, for captions."""
+        images = self.images
+        return f"{images.name}, {len(images.train_labels):,} training and {len(images.test_labels):,} test images"
+
+    def describe_student(self) -> str:
+        """The profile's student, for captions."""
+        cut = self.profile.blocks_removed
+        factor = compression_factor(cut, num_classes=self.images.num_classes)
+        return f"{cut} of 19 blocks removed, {factor:.2f}x fewer parameters than the teacher"
+
     def teacher_runs(self) -> list[Planned]:
         """The teacher's own training, where this profile trains one."""
         if self.profile.teacher is None:
@@ -123,6 +137,14 @@ class Study:
             metadata = weights_metadata(path)
             self._teachers[key] = Teacher(load_weights(path, self.images.num_classes), float(metadata["accuracy"]))
         return self._teachers[key]
+
+    def teacher_record(self) -> Record:
+        """What came out of the teacher's training."""
+        self.ensure(self.teacher_runs())
+        record = self.store.find(self.plan.teacher_key)
+        if record is None:
+            raise InputError(f"there is no record of the teacher {self.plan.teacher_key}; get it from the repository")
+        return record
 
     def ig_maps(self, n_steps: int | None = None, baseline: str = "mean"):
         """IG maps (N, H, W) of all training images."""
@@ -199,6 +221,28 @@ class Study:
                 measures = {name: value for name, value in record.outcome.items() if isinstance(value, float | int)}
                 rows.append(item.labels | {"key": record.key} | measures | {"seconds": record.provenance["seconds"]})
         return pd.DataFrame(rows)
+
+    def evidence(self, records: Iterable[Record | str]) -> pd.DataFrame:
+        """Where numbers come from: one row for each kind of machine and data behind the records.
+
+        Parameters
+        ----------
+        records : iterable of Record or key
+        """
+        rows = []
+        for record in records:
+            record = self.store.find(record) if isinstance(record, str) else record
+            machine = record.provenance["machine"]
+            rows.append({
+                "data": record.run.data, "training images": record.outcome["n_train"],
+                "evaluated on": f"{record.outcome['n_test']:,} {record.run.split} images",
+                "machine": f"{machine['name']}, {machine['threads']} threads"
+                           + (", bfloat16" if machine["bfloat16"] else ""),
+                "torch": record.provenance["versions"]["torch"], "seconds": record.provenance["seconds"],
+            })
+        columns = ["data", "training images", "evaluated on", "machine", "torch"]
+        grouped = pd.DataFrame(rows).groupby(columns, sort=False).seconds.agg(runs="count", minutes="sum")
+        return grouped.assign(minutes=(grouped.minutes / 60).round(1)).reset_index()
 
     def work(self, run: Run) -> float:
         """Multiply-accumulates of all forward passes of a training: what its time is estimated from."""

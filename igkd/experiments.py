@@ -54,14 +54,14 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile(
-            "demo", "digits", None, teacher=RECIPES["demo"], blocks_removed=13, recipe=RECIPES["demo"], n_steps=8,
-            num_seeds=3, alphas=(0.01, 0.5, 0.9), temperatures=(1.0, 4.0), overlay_probs=(0.1, 0.5),
+            "demo", "digits", (480, 450), teacher=RECIPES["demo"], blocks_removed=15, recipe=RECIPES["demo"],
+            n_steps=8, num_seeds=3, alphas=(0.01, 0.5, 0.9), temperatures=(1.0, 4.0), overlay_probs=(0.1, 0.5),
             gammas=(0.8, 1000.0),
         ),
         Profile(
-            "laptop", "cifar10", (5000, 2000), teacher=None, blocks_removed=13, recipe=RECIPES["fast"], n_steps=16,
-            num_seeds=3, alphas=(0.01, 0.1, 0.5, 0.9), temperatures=(1.5, 2.5, 4.0),
-            overlay_probs=(0.1, 0.25, 0.5), gammas=(0.8, 30.0, 1000.0),
+            "laptop", "cifar10", (2000, 2000), teacher=None, blocks_removed=13,
+            recipe=replace(RECIPES["fast"], num_epochs=10), n_steps=16, num_seeds=3,
+            alphas=(0.01, 0.5, 0.9), temperatures=(1.5, 4.0), overlay_probs=(0.1, 0.5), gammas=(0.8, 1000.0),
         ),
         Profile(
             "paper", "cifar10", None, teacher=replace(RECIPES["fast"], num_epochs=20), blocks_removed=5,

@@ -45,7 +45,7 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame) -> list[Path]:
     name : str
         File name without ending.
     study : igkd.engine.Study
-        Its profile decides the folder: ``figures/`` for the paper profile, ``build/<profile>/figures/`` for others.
+        Its profile decides the folder, ``build/<profile>/figures/``; ``run_all.py --publish`` copies from there.
     table : DataFrame
         The records behind the figure, one a row (from `Study.ensure`).
 
@@ -152,11 +152,60 @@ def surface(table: pd.DataFrame, x: str, y: str, baseline: float) -> Figure:
     return figure
 
 
-def curve(table: pd.DataFrame, x: str, baseline: float, label: str) -> Figure:
-    """Accuracy over one constant, beside the plain student's."""
-    figure, axis = plt.subplots(figsize=(4.2, 3))
-    axis.plot(table[x], 100 * table.accuracy, marker="o", label=label)
-    axis.axhline(100 * baseline, color="0.4", ls="--", lw=1, label="Student")
-    axis.set(xlabel=x, ylabel="validation accuracy (%)", xscale="log" if table[x].max() > 20 else "linear")
+def curves(panels: dict[str, tuple[pd.DataFrame, str]], baseline: float) -> Figure:
+    """Validation accuracy over one constant a panel, beside the plain student's.
+
+    Parameters
+    ----------
+    panels : dict
+        Title -> (table, column of the constant).
+    baseline : float
+        Accuracy of the plain student, a fraction.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, sharey=True)
+    for axis, (title, (table, x)) in zip(axes[0], panels.items(), strict=True):
+        axis.plot(table[x], 100 * table.accuracy, marker="o", color=ARM_COLOURS[title], label=title)
+        axis.axhline(100 * baseline, color="0.4", ls="--", lw=1, label="Student")
+        axis.set(xlabel=x, ylabel="validation accuracy (%)", xscale="log" if table[x].max() > 20 else "linear")
+        axis.legend()
+    return figure
+
+
+def completeness(errors: pd.DataFrame) -> Figure:
+    """Completeness error over the number of integration steps, a line for each quadrature method."""
+    figure, axis = plt.subplots(figsize=(5.4, 3.2))
+    for method, lines in errors.groupby("method", sort=False):
+        axis.plot(lines.n_steps, 100 * lines.error, marker="o", label=method)
+    axis.set(xscale="log", yscale="log", xlabel="n_steps", ylabel="mean completeness error\n(% of the mean rise)")
+    axis.set_xticks(sorted(errors.n_steps.unique()), sorted(errors.n_steps.unique()), minor=False)
+    axis.minorticks_off()
     axis.legend()
+    return figure
+
+
+def soft_targets(images: np.ndarray, logits, temperatures: tuple[float, ...], class_names) -> Figure:
+    """Images beside the teacher's output for them at several temperatures.
+
+    Parameters
+    ----------
+    images : ndarray (n, H, W, 3) uint8
+    logits : Tensor (n, num_classes)
+    temperatures : tuple of float
+    class_names : sequence of str
+    """
+    figure, axes = plt.subplots(2, len(images), figsize=(1.9 * len(images) + 0.6, 3.6), squeeze=False,
+                                height_ratios=(1, 1.5), sharey="row")
+    shades = sns.color_palette("crest", len(temperatures))
+    height = 0.8 / len(temperatures)
+    for picture, values, (above, below) in zip(images, logits, axes.T, strict=True):
+        above.imshow(picture)
+        above.set(xticks=[], yticks=[])
+        above.grid(False)
+        for number, (temperature, shade) in enumerate(zip(temperatures, shades, strict=True)):
+            below.barh(np.arange(len(class_names)) + number * height, (values / temperature).softmax(0), height,
+                       color=shade, label=f"T = {temperature:g}")
+        below.set(xlim=(0, 1), xlabel="probability")
+    axes[1, 0].set_yticks(np.arange(len(class_names)) + 0.4 - height / 2, class_names, fontsize=8)
+    axes[1, 0].invert_yaxis()
+    axes[1, -1].legend(fontsize=7, loc="lower right")
     return figure

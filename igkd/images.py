@@ -1,7 +1,7 @@
 """The images: where they come from, and which of them a training sees.
 
-Two image sets. ``digits`` are the handwritten digits that scikit-learn ships, real and offline. ``cifar10`` are the
-official files, or the reader's own images in a folder or an ``.npz`` file.
+Two image sets. ``digits`` are the handwritten digits that scikit-learn ships, real and offline. ``cifar10``
+are the official files, or the reader's own images in a folder or an ``.npz`` file.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,7 @@ from sklearn.model_selection import train_test_split
 
 from igkd.errors import InputError
 
-CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 #: Channel means and standard deviations of CIFAR-10's training pixels, as published.
 CIFAR10_MEAN_STD = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
 #: Where the official files are looked for and downloaded to, relative to the current directory.
@@ -92,8 +91,8 @@ class ImageSet:
     def mean_std(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """Channel means and standard deviations of the training pixels in [0, 1].
 
-        For CIFAR-10 the published constants, which the paper's teacher uses. A standard deviation is at least one
-        grey level, so that a constant channel can be divided by it.
+        For CIFAR-10 the published constants, which the paper's teacher uses. A standard deviation is at least
+        one grey level, so that a constant channel can be divided by it.
         """
         if self.name == "cifar10":
             return CIFAR10_MEAN_STD
@@ -105,11 +104,22 @@ class ImageSet:
         return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
     def take(self, n_train: int, n_test: int, seed: int = 0) -> "ImageSet":
-        """A smaller image set: stratified shares of the training and of the test images, drawn with `seed`."""
+        """A smaller image set: stratified shares of the training and of the test images, drawn with `seed`.
+
+        Raises
+        ------
+        InputError
+            If there are fewer images, or a class would get none.
+        """
         train = train_indices(self.train_labels, Subset(n_train / len(self.train_labels), seed))
         test = train_indices(self.test_labels, Subset(n_test / len(self.test_labels), seed))
-        return replace(self, train_images=self.train_images[train], train_labels=self.train_labels[train],
-                       test_images=self.test_images[test], test_labels=self.test_labels[test])
+        return replace(
+            self,
+            train_images=self.train_images[train],
+            train_labels=self.train_labels[train],
+            test_images=self.test_images[test],
+            test_labels=self.test_labels[test],
+        )
 
 
 @dataclass(frozen=True)
@@ -123,7 +133,8 @@ class Subset:
     seed : int, default 0
         Draws the fraction.
     validation : float, default 0.0
-        Share of the training images that is held out first, in [0, 1): the same images for every seed and fraction.
+        Share of the training images that is held out first, in [0, 1): the same images for every seed and
+        fraction.
 
     Raises
     ------
@@ -137,11 +148,14 @@ class Subset:
 
     def __post_init__(self):
         if not 0 < self.fraction <= 1:
-            raise InputError(f"fraction is {self.fraction}; give a share of the training images in (0, 1]")
+            raise InputError(f"fraction is {self.fraction}; give a share of the images in (0, 1]")
         if not 0 <= self.validation < 1:
-            raise InputError(f"validation is {self.validation}; give a share of the training images in [0, 1)")
+            raise InputError(f"validation is {self.validation}; give a share of the images in [0, 1)")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"the seed of a subset is {self.seed}; give a whole number from 0 to 4294967295")
+        # 1 and 1.0 are the same share, so they must be the same text in the key of a run.
+        object.__setattr__(self, "fraction", float(self.fraction))
+        object.__setattr__(self, "validation", float(self.validation))
 
 
 def train_indices(labels: np.ndarray, subset: Subset) -> np.ndarray:
@@ -199,7 +213,7 @@ def _split(rows, labels, share: float, seed: int, what: str) -> tuple[np.ndarray
     try:
         first, second = train_test_split(rows, train_size=n, stratify=labels[rows], random_state=seed)
     except ValueError as error:
-        raise InputError(f"{what} of {len(rows)} training images is not possible: {error}") from error
+        raise InputError(f"{what} of {len(rows)} images is not possible: {error}") from error
     return np.sort(first), np.sort(second)
 
 
@@ -218,11 +232,11 @@ def load_images(name: str, data: str | Path | None = None, download: bool = Fals
         ``digits``: scikit-learn's 8x8 grey digits, enlarged to 16x16, 1,347 for training and 450 for testing.
         ``cifar10``: CIFAR-10, or the reader's own images instead of it.
     data : str or Path, optional
-        Where ``cifar10`` is; the environment variable IGKD_DATA if not given, else ``data/cifar10`` under the current
-        directory. One of
+        Where ``cifar10`` is; the environment variable IGKD_DATA if not given, else ``data/cifar10`` under the
+        current directory. One of
 
         - a folder that contains ``cifar-10-batches-py``, the official files as torchvision lays them out;
-        - an image folder with ``train/<class>/*`` and ``test/<class>/*``, .png, .jpg or .jpeg, all of one size;
+        - an image folder, ``train/<class>/*`` and ``test/<class>/*``: .png, .jpg or .jpeg, all of one size;
         - an ``.npz`` file with ``train_images``, ``test_images`` (N, H, W, 3) uint8, ``train_labels``,
           ``test_labels`` (N,) integers, and ``class_names`` (strings);
         - the word ``download``: the official files, downloaded to ``data/cifar10`` if they are not there.
@@ -267,12 +281,12 @@ def _official(folder: Path, download: bool) -> ImageSet:
     try:
         train = CIFAR10(folder, train=True, download=download)
         test = CIFAR10(folder, train=False)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, HTTPException) as error:
         if download:
-            raise InputError(f"CIFAR-10 could not be downloaded to {folder}: {_line(error)}; {_WAYS}") from error
+            raise InputError(f"cannot download CIFAR-10 to {folder}: {_line(error)}; {_WAYS}") from error
         raise InputError(
-            f"a file of {folder / CIFAR10.base_folder} is missing or is not the published one (MD5); delete that "
-            f"folder and get the files again, for example with --data {DOWNLOAD}"
+            f"a file of {folder / CIFAR10.base_folder} is missing or is not the published one (MD5); delete "
+            f"that folder and get the files again, for example with --data {DOWNLOAD}"
         ) from error
     return _checked(
         folder, train.data, np.array(train.targets), test.data, np.array(test.targets), CIFAR10_CLASSES
@@ -280,23 +294,25 @@ def _official(folder: Path, download: bool) -> ImageSet:
 
 
 def _from_npz(path: Path) -> ImageSet:
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is not an .npz file, or was cut short; write it with numpy.savez")
     try:
         # Never unpickled: a pickle from elsewhere can run any code.
         with np.load(path, allow_pickle=False) as arrays:
             missing = [name for name in _ARRAYS if name not in arrays]
             if missing:
                 raise InputError(f"{path} lacks {', '.join(missing)}; save all of {', '.join(_ARRAYS)}")
-            loaded = {name: arrays[name] for name in _ARRAYS}
+            loaded = {name: np.asarray(arrays[name]) for name in _ARRAYS}
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path} cannot be read: {_line(error)}; write it with numpy.savez, without object arrays"
         ) from error
     names = loaded["class_names"]
     if names.dtype.kind != "U" or names.ndim != 1:
         raise InputError(
-            f"{path}: class_names is {names.dtype} of shape {names.shape}; give a one-dimensional array of strings"
+            f"{path}: class_names is {names.dtype} of shape {names.shape}; give a row of strings, one a class"
         )
     return _checked(path, *(loaded[name] for name in _ARRAYS[:4]), tuple(names.tolist()))
 
@@ -306,10 +322,11 @@ def _from_folder(folder: Path) -> ImageSet:
     if _subfolders(folder / "test") != classes:
         differ = sorted(set(classes) ^ set(_subfolders(folder / "test")))
         raise InputError(
-            f"{folder}: train and test do not have the same class folders ({', '.join(differ)}); "
+            f"{folder}: train and test do not have the same class folders ({', '.join(differ[:5])}); "
             "give both a folder for every class"
         )
-    return _checked(folder, *_read_part(folder / "train", classes), *_read_part(folder / "test", classes), classes)
+    train, test = (_read_part(folder / part, classes) for part in ("train", "test"))
+    return _checked(folder, *train, *test, classes)
 
 
 def _subfolders(folder: Path) -> tuple[str, ...]:
@@ -324,7 +341,7 @@ def _read_part(folder: Path, classes: tuple[str, ...]) -> tuple[np.ndarray, np.n
         # Sorted, because the order in which a folder is listed differs from machine to machine.
         found = sorted(file for file in (folder / name).iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
         if not found:
-            raise InputError(f"{folder / name} has no .png, .jpg or .jpeg file; add images or remove the class")
+            raise InputError(f"{folder / name} has no .png, .jpg or .jpeg file; add some or remove the class")
         files += found
         labels += [label] * len(found)
     if not files:
@@ -352,7 +369,7 @@ def _read_image(file: Path) -> np.ndarray:
         raise
     # What Pillow raises for a damaged file depends on the format.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{file} cannot be read as an image: {_line(error)}; replace or remove it") from error
+        raise InputError(f"{file} cannot be read as image: {_line(error)}; replace or remove it") from error
 
 
 def _checked(source: Path, train_images, train_labels, test_images, test_labels, classes) -> ImageSet:
@@ -369,7 +386,7 @@ def _checked(source: Path, train_images, train_labels, test_images, test_labels,
         )
     return ImageSet(
         # The published constants belong to the ten classes, wherever the file lies.
-        name="cifar10" if set(classes) == set(CIFAR10_CLASSES) else source.stem,
+        name="cifar10" if set(classes) == set(CIFAR10_CLASSES) else source.resolve().stem,
         train_images=np.ascontiguousarray(train_images),
         train_labels=train_labels.astype(np.int64),
         test_images=np.ascontiguousarray(test_images),
@@ -384,13 +401,15 @@ def _check_images(what: str, images: np.ndarray) -> None:
         raise InputError(f"{what} is {images.dtype}; save whole pixel values 0 to 255 as uint8")
     if images.ndim != 4 or images.shape[3] != 3:
         raise InputError(f"{what} has shape {images.shape}; give (images, height, width, 3)")
-    if 0 in images.shape or images.shape[1] % SIZE_MULTIPLE or images.shape[2] % SIZE_MULTIPLE:
-        raise InputError(f"{what} has shape {images.shape}; height and width must be multiples of {SIZE_MULTIPLE}")
+    if images.size == 0:
+        raise InputError(f"{what} has shape {images.shape}; give at least one image of each class")
+    if images.shape[1] % SIZE_MULTIPLE or images.shape[2] % SIZE_MULTIPLE:
+        raise InputError(f"{what} has shape {images.shape}; height and width: multiples of {SIZE_MULTIPLE}")
 
 
 def _check_labels(what: str, labels: np.ndarray, n: int, classes: tuple[str, ...]) -> None:
     if labels.dtype.kind not in "iu":
-        raise InputError(f"{what} is {labels.dtype}; save whole numbers 0 to {len(classes) - 1}, for example int64")
+        raise InputError(f"{what} is {labels.dtype}; save whole numbers 0 to {len(classes) - 1} (int64)")
     if labels.shape != (n,):
         raise InputError(f"{what} has shape {labels.shape} but there are {n} images; give one label an image")
     if labels.min() < 0 or labels.max() >= len(classes):
@@ -400,7 +419,7 @@ def _check_labels(what: str, labels: np.ndarray, n: int, classes: tuple[str, ...
         )
     missing = np.setdiff1d(np.arange(len(classes)), labels)
     if len(missing):
-        raise InputError(f"{what} has no image of class {classes[missing[0]]!r}; add some or leave the class out")
+        raise InputError(f"{what} has no image of class {classes[missing[0]]!r}; add some or drop the class")
 
 
 def _digits() -> ImageSet:

@@ -29,9 +29,10 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
 
     Notes
     -----
-    The factor T^2 is Hinton et al.'s: soft-target gradients shrink as 1 / T^2, so with it the balance between this
-    term and the cross-entropy hardly moves with T. The released code takes the sum by the deprecated
-    ``size_average=False`` and divides it by B, which is the same number. With the paper's alpha = 0.01 and T = 2.5 it is weighed by alpha * T^2 = 0.0625 against 0.99 of cross-entropy.
+    The factor T^2 is Hinton et al.'s: soft-target gradients shrink as 1 / T^2, so with it the balance between
+    this term and the cross-entropy hardly moves with T. The released code takes the sum by the deprecated
+    ``size_average=False`` and divides it by B, which is the same number. With the paper's alpha = 0.01
+    and T = 2.5 it is weighed by alpha * T^2 = 0.0625 against 0.99 of cross-entropy.
 
     Lower precision than float32 is raised to float32 before the softmax.
 
@@ -59,9 +60,9 @@ def attention_map(activation: Tensor) -> Tensor:
 
     Notes
     -----
-    This is Zagoruyko and Komodakis' F^2 map; they sum over channels and their code takes the mean, as the released
-    code does, and the normalisation removes the difference. The released docstring speaks of absolute values, its
-    code squares.
+    This is Zagoruyko and Komodakis' F^2 map; they sum over channels and their code takes the mean, as the
+    released code does, and the normalisation removes the difference. The released docstring speaks of
+    absolute values, its code squares.
 
     References
     ----------
@@ -85,11 +86,12 @@ def attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
     Notes
     -----
-    Two non-negative unit vectors are at most sqrt(2) apart, and the *mean* divides this by the size of the map: at
-    most 0.031 for 8x8, 0.0078 for 16x16, 0.0020 for 32x32. With the paper's gamma = 0.8 this adds at most 0.025 to
-    the loss, and less for the larger maps of the smaller students. The mean is also what the attention-transfer
-    authors' code takes, but with a weight of about 1000 and three pairs of layers where the paper has one. Their
-    article instead states the length of the difference, || Q_S - Q_T ||_2, which no factor 1 / (H * W) shrinks.
+    The squared distance of two non-negative unit vectors is at most 2, and the *mean* divides it by the size
+    of the map: at most 0.031 for 8x8, 0.0078 for 16x16, 0.0020 for 32x32. With the paper's gamma = 0.8 this adds
+    at most 0.025 to the loss, and less for the larger maps of the smaller students. The mean is also what the
+    attention-transfer authors' code takes, but with a weight of about 1000 and three pairs of layers where
+    the paper has one. Their article instead states the length of the difference, || Q_S - Q_T ||_2, which no
+    factor 1 / (H * W) shrinks.
 
     References
     ----------

@@ -34,7 +34,7 @@ from igkd.images import Subset
 from igkd.methods import Recipe
 study = Study(profile, data, device, log=lambda line: None)
 item = study.planned(["03"])[1]
-run = replace(item.run, subset=Subset(0.02), recipe=Recipe(1, 8))
+run = replace(item.run, subset=Subset(0.05), recipe=Recipe(1, 8, one_cycle=False))
 study.ensure([replace(item, run=run)])
 """
 

@@ -1,0 +1,113 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax, rel_entr, softmax
+from torch.nn import functional as F
+
+from igkd.losses import attention_loss, attention_map, distillation_loss
+
+
+def logits(rows, classes, seed, dtype=torch.float64):
+    return 3 * torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def test_distillation_loss_of_two_classes_worked_by_hand():
+    # teacher / T = (ln 3, 0) gives p = (3/4, 1/4); student / T = (0, 0) gives q = (1/2, 1/2)
+    teacher = torch.tensor([[2 * math.log(3), 0.0]])
+    student = torch.tensor([[5.0, 5.0]])
+    expected = 2**2 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+    assert float(distillation_loss(student, teacher, 2.0)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5, 20.0])
+def test_distillation_loss_is_the_textbook_divergence_of_teacher_from_student(temperature):
+    student, teacher = logits(6, 10, 0), logits(6, 10, 1)
+    p, q = softmax(teacher.numpy() / temperature, 1), softmax(student.numpy() / temperature, 1)
+    expected = temperature**2 * rel_entr(p, q).sum() / 6
+    assert float(distillation_loss(student, teacher, temperature)) == pytest.approx(expected, rel=1e-12)
+    # the other direction of the divergence is another number, so the order of the arguments is tested too
+    assert expected != pytest.approx(temperature**2 * rel_entr(q, p).sum() / 6, rel=1e-3)
+
+
+def test_distillation_gradient_keeps_its_size_at_high_temperature():
+    """Hinton et al. 2015, section 2.1: for large T and centred logits the gradient tends to (z - v) / N."""
+    student, teacher = logits(1, 10, 0), logits(1, 10, 1)
+    student, teacher = student - student.mean(), teacher - teacher.mean()
+    student.requires_grad_()
+    gradient, = torch.autograd.grad(distillation_loss(student, teacher, 1e4), student)
+    torch.testing.assert_close(gradient, (student - teacher).detach() / 10, rtol=1e-2, atol=1e-3)
+
+
+def test_equal_inputs_cost_nothing():
+    same = logits(4, 10, 0)
+    assert float(distillation_loss(same, same, 2.5)) == pytest.approx(0, abs=1e-15)
+    assert float(distillation_loss(same + 7, same, 2.5)) == pytest.approx(0, abs=1e-14)  # a shift is ignored
+    rows = attention_map(torch.randn(3, 5, 4, 4, generator=torch.Generator().manual_seed(0)))
+    assert float(attention_loss(rows, rows)) == 0
+
+
+def test_confident_logits_stay_finite():
+    student, teacher = torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 1e4]])
+    assert float(distillation_loss(student, teacher, 1.0)) == pytest.approx(1e4)
+
+
+def test_attention_map_worked_by_hand():
+    # channel means of the squares: 9 / 2, 0, 0, (16 + 20) / 2; that is (1, 0, 0, 4) times 4.5
+    activation = torch.tensor([[[[3.0, 0.0], [0.0, -4.0]], [[0.0, 0.0], [0.0, 20**0.5]]]])
+    expected = np.array([[1, 0, 0, 4]]) / 17**0.5
+    np.testing.assert_allclose(attention_map(activation).numpy(), expected, rtol=1e-6)
+
+
+def test_attention_map_has_unit_length_and_ignores_scale_but_not_silence():
+    activation = torch.randn(3, 5, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = attention_map(activation)
+    assert rows.shape == (3, 24)
+    np.testing.assert_allclose(np.linalg.norm(rows.numpy(), axis=1), 1, rtol=1e-12)
+    torch.testing.assert_close(attention_map(-7 * activation), rows)
+    assert attention_map(torch.zeros(1, 2, 3, 3)).eq(0).all()
+
+
+@pytest.mark.parametrize("size", [2, 8, 16, 32])
+def test_attention_loss_is_at_most_two_over_the_size_of_the_map(size):
+    """One bright position each, at different places, attains the bound; no pair of maps exceeds it."""
+    one_hot = F.one_hot(torch.tensor([0, size * size - 1]), size * size).float()
+    student, teacher = (attention_map(row.view(1, 1, size, size)) for row in one_hot)
+    bound = 2 / size**2
+    assert float(attention_loss(student, teacher)) == pytest.approx(bound)
+    generator = torch.Generator().manual_seed(size)
+    student, teacher = (attention_map(torch.randn(20, 3, size, size, generator=generator)) for _ in range(2))
+    assert 0 < float(attention_loss(student, teacher)) < bound
+
+
+def test_attention_loss_worked_by_hand():
+    student, teacher = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([[0.0, 1.0], [0.6, 0.8]])
+    assert float(attention_loss(student, teacher)) == pytest.approx((1 + 1 + 0 + 0) / 4)
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_attention_maps_of_different_sizes_cannot_be_compared():
+    with pytest.raises(RuntimeError):
+        attention_loss(torch.ones(2, 64), torch.ones(2, 256))
+
+
+def test_gradients_in_double_precision():
+    teacher = logits(3, 4, 1)
+    assert torch.autograd.gradcheck(lambda s: distillation_loss(s, teacher, 2.5),
+                                    logits(3, 4, 0).requires_grad_())
+    activation = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    target = attention_map(activation.flip(0))
+    assert torch.autograd.gradcheck(lambda a: attention_loss(attention_map(a), target),
+                                    activation.requires_grad_())
+
+
+def test_bfloat16_is_computed_in_float32():
+    student, teacher = logits(8, 10, 0).bfloat16(), logits(8, 10, 1).bfloat16()
+    loss = distillation_loss(student, teacher, 2.5)
+    p = softmax(teacher.double().numpy() / 2.5, 1)
+    expected = 2.5**2 * (p * (np.log(p) - log_softmax(student.double().numpy() / 2.5, 1))).sum() / 8
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(expected, rel=1e-5)  # bfloat16 carries three digits only
+    assert attention_map(torch.ones(1, 2, 3, 3, dtype=torch.bfloat16)).dtype == torch.float32
+    assert attention_loss(torch.ones(1, 9).bfloat16(), torch.zeros(1, 9).bfloat16()).dtype == torch.float32

@@ -1,0 +1,109 @@
+"""The files that set the project up agree with each other, and name no machine."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml  # papermill depends on it
+
+import igkd
+
+ROOT = Path(__file__).parent.parent
+
+# Written in pieces, so that this file does not match them.
+HOSTS = ["pypi" + ".org", "python" + "hosted.org", "ana" + "conda.org", "pytorch" + ".org/whl", "npm" + "js."]
+HOMES = [r"home/\w", r"Users/\w", "root/", "work/", "scratch/", "opt/wheels"]
+# In the middle of a URL or of base64 these are no paths.
+FORBIDDEN = re.compile(
+    "|".join(map(re.escape, HOSTS))
+    + (r"|(?<![\w.+~}-])/(?:" + "|".join(HOMES) + ")")
+    + (r"|\b[A-Z]:\\{1,2}" + r"Users\b")
+)
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def requirements(project):
+    return project["dependencies"] + project["optional-dependencies"]["test"]
+
+
+@pytest.fixture(scope="module")
+def environment():
+    return yaml.safe_load((ROOT / "environment.yml").read_text())
+
+
+def test_the_environment_has_the_pins_of_the_package(environment, requirements):
+    (by_pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert sorted(by_pip) == sorted([*requirements, "-e ."])
+
+
+def test_the_environment_takes_a_python_that_the_package_allows(environment, project):
+    (python,) = [entry for entry in environment["dependencies"] if str(entry).startswith("python=")]
+    wanted = tuple(map(int, python.removeprefix("python=").split(".")))
+    assert wanted >= tuple(map(int, project["requires-python"].removeprefix(">=").split(".")))
+
+
+def test_torch_and_torchvision_are_a_released_pair(requirements):
+    (torch,) = [r for r in requirements if re.match(r"torch\b", r)]
+    (torchvision,) = [r for r in requirements if re.match(r"torchvision\b", r)]
+    torch_minor = re.fullmatch(r"torch==2\.(\d+)\.\d+", torch)
+    vision_minor = re.fullmatch(r"torchvision==0\.(\d+)\.\d+", torchvision)
+    # the compatibility table in torchvision's README: torch 2.0 and 0.15, 2.1 and 0.16, and so on
+    assert int(vision_minor[1]) == int(torch_minor[1]) + 15
+
+
+def test_every_dependency_has_a_reason(requirements):
+    lines = [line.strip() for line in (ROOT / "pyproject.toml").read_text().splitlines()]
+    for requirement in requirements:
+        (at,) = [i for i, line in enumerate(lines) if line.startswith(f'"{requirement}"')]
+        _, _, beside = lines[at].partition("#")
+        assert beside.strip() or lines[at - 1].startswith("# "), f"{requirement}: say why it is needed"
+
+
+def test_the_citation_names_this_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["message"] and citation["title"] and citation["authors"]
+    assert citation["version"] == igkd.__version__
+    paper = citation["preferred-citation"]
+    assert "arXiv:2506.14440" in [identifier["value"] for identifier in paper["identifiers"]]
+    assert [author["family-names"] for author in paper["authors"]] == ["Hernandez", "Chang", "Nordling"]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_registry_is_noticed(host):
+    assert FORBIDDEN.search(f"pip install --index-url https://{host}/simple igkd")
+
+
+@pytest.mark.parametrize("start", ["", "file://", "'", "= ", "("])
+@pytest.mark.parametrize("path", ["home" + "/ada/data", "Users" + "/ada", "root" + "/x", "work" + "/x"])
+def test_a_path_of_one_machine_is_noticed(start, path):
+    assert FORBIDDEN.search(f"{start}/{path}")
+
+
+@pytest.mark.parametrize("text", ["https://a.example/home/page", "~/work/data", "/path/to/cifar10"])
+def test_other_text_is_let_through(text):
+    assert not FORBIDDEN.search(text)
+
+
+def test_no_tracked_file_names_a_registry_or_a_machine():
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("git is not installed")
+    tracked = listed.stdout.split("\0")
+    if "pyproject.toml" not in tracked:
+        pytest.skip("not a git checkout")
+    found = []
+    for name in filter(None, tracked):
+        path = ROOT / name
+        # a deleted file stays listed until the deletion is committed
+        text = path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else ""
+        found += [f"{name}: {match.group()}" for match in FORBIDDEN.finditer(text)]
+    assert not found
