@@ -206,6 +206,7 @@ class Study:
                 failures.append(f"{name} ({item.run.key}): {error}")
                 self.log(f"failed: {failures[-1]}")
             else:
+                self._progress(len(planned) - len(missing) + number, len(planned), "")
                 self.log(f"[{number}/{len(missing)}] {name}: {record.outcome['accuracy']:.1%} "
                          f"in {record.provenance['seconds']:.0f} s")
         if failures:
