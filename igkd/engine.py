@@ -20,7 +20,9 @@ from igkd.device import Compute, pick_compute
 from igkd.errors import InputError, TrainingError
 from igkd.experiments import NOTEBOOKS, Plan, Planned, Profile, profile, teacher_run
 from igkd.images import ImageSet, load_images, train_indices
-from igkd.models import MobileNetV2, attention_tap, compression_factor, load_weights, weights_metadata
+from igkd.models import (
+    Architecture, MobileNetV2, attention_tap, compression_factor, load_weights, weights_metadata,
+)
 from igkd.runs import Record, Run, SignalSpec, Store, write_atomically
 from igkd.signals import Signals, Teacher, ig_maps, load_signals
 from igkd.training import train
@@ -65,6 +67,7 @@ class Study:
         self.figures = root / "build" / profile_name / "figures"
         self.compute: Compute = pick_compute(device)
         self._teachers: dict[str, Teacher] = {}
+        self._per_image: dict[Architecture, int] = {}
 
     @cached_property
     def images(self) -> ImageSet:
@@ -205,6 +208,7 @@ class Study:
                 failures.append(f"{name} ({item.run.key}): {error}")
                 self.log(f"failed: {failures[-1]}")
             else:
+                self._progress(len(planned) - len(missing) + number, len(planned), "")
                 self.log(f"[{number}/{len(missing)}] {name}: {record.outcome['accuracy']:.1%} "
                          f"in {record.provenance['seconds']:.0f} s")
         if failures:
@@ -245,10 +249,12 @@ class Study:
 
     def work(self, run: Run) -> float:
         """Multiply-accumulates of all forward passes of a training: what its time is estimated from."""
-        with torch.device("cpu"):
-            model = run.architecture.build(self.images.num_classes, self.images.mean_std)
+        if run.architecture not in self._per_image:
+            with torch.device("cpu"):
+                model = run.architecture.build(self.images.num_classes, self.images.mean_std)
+            self._per_image[run.architecture] = multiply_accumulates(model, self.images.size)
         n = len(train_indices(self.images.train_labels, run.subset))
-        return multiply_accumulates(model, self.images.size) * float(n) * run.recipe.num_epochs
+        return self._per_image[run.architecture] * float(n) * run.recipe.num_epochs
 
     def _progress(self, done: int, total: int, doing: str) -> None:
         path = os.environ.get(PROGRESS)
