@@ -125,7 +125,7 @@ def move_attention(maps: Tensor, rows: Tensor, drawn: Draw, padding: int, size: 
 
     Parameters
     ----------
-    maps : Tensor (N, h * w), unit length
+    maps : Tensor (N, h * w), unit length, float16 or float32
     rows : Tensor (B,) int64
     drawn : Draw of B
     padding : int, pixels
@@ -133,11 +133,11 @@ def move_attention(maps: Tensor, rows: Tensor, drawn: Draw, padding: int, size: 
 
     Returns
     -------
-    Tensor (B, h * w), unit length
+    Tensor (B, h * w) float32, unit length
     """
     cell = round((size[0] * size[1] / maps.shape[1]) ** 0.5)
     h, w = size[0] // cell, size[1] // cell
-    spread = maps[rows].view(-1, h, w).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+    spread = maps[rows].float().view(-1, h, w).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
     index = torch.arange(len(rows), device=maps.device)
     moved = crop_mirror(pad(spread, padding), index, drawn, size)
     return F.normalize(F.avg_pool2d(moved, cell).flatten(1), dim=1)

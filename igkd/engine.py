@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -166,8 +167,8 @@ class Study:
         signals, digest = Signals(), None
         if run.signals is not None:
             teacher = self.teacher()
-            cut = run.architecture.blocks_removed
-            signals = load_signals(run, self.images, teacher, attention_tap(cut), self.store.scratch / "signals",
+            tap = attention_tap(run.architecture.blocks_removed) if run.method.gamma else None
+            signals = load_signals(run, self.images, teacher, tap, self.store.scratch / "signals",
                                    self.compute, self.log)
             digest = teacher.digest
         return train(run, self.images, self.store, self.compute, signals, digest, log)
@@ -260,11 +261,15 @@ class Study:
         path = os.environ.get(PROGRESS)
         if path:
             state = {"done": done, "total": total, "doing": doing}
-            write_atomically(Path(path), json.dumps(state).encode())
+            with suppress(OSError):  # a full disk must not end a training because its progress is not shown
+                write_atomically(Path(path), json.dumps(state).encode())
 
 
 def differences(run: Run, records: Iterable[Record]) -> dict:
-    """In which fields a run differs from the most similar recorded one: field -> (recorded, now)."""
+    """In which fields a run differs from the most similar recorded one: field -> (recorded, now).
+
+    Empty without records, and if the same run is recorded by an older version of the training code.
+    """
 
     def flat(fields: dict, prefix: str = "") -> dict:
         items = {}
@@ -273,10 +278,10 @@ def differences(run: Run, records: Iterable[Record]) -> dict:
         return items
 
     now = flat(dataclasses.asdict(run))
-    nearest = {}
+    changes = []
     for record in records:
         then = flat(dataclasses.asdict(record.run))
-        changed = {name: (then.get(name), now.get(name)) for name in then | now if then.get(name) != now.get(name)}
-        if not nearest or len(changed) < len(nearest):
-            nearest = changed
-    return nearest
+        changes.append(
+            {name: (then.get(name), now.get(name)) for name in then | now if then.get(name) != now.get(name)}
+        )
+    return min(changes, key=len, default={})

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from igkd.errors import InputError
+
 
 @dataclass(frozen=True)
 class Method:
@@ -87,6 +89,10 @@ class Recipe:
     one_cycle: bool = True
     weight_decay: float = 5e-4
     padding: int = 4
+
+    def __post_init__(self):
+        if self.optimizer not in ("adam", "sgd"):
+            raise InputError(f"no optimizer {self.optimizer!r}; choose adam or sgd")
 
 
 RECIPES = {

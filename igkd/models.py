@@ -64,7 +64,7 @@ class MobileNetV2(nn.Module):
     ----------
     num_classes : int
     blocks_removed : int, default 0
-        Trailing entries of ``features`` to leave out, 0 to 17. With more than 0 the head convolution is gone too,
+        Trailing entries of ``features`` to leave out, 0 to 18. With more than 0 the head convolution is gone too,
         and the classifier has no dropout, as in the paper's students.
     width : float, default 1.0
     mean_std : pair of 3 floats, optional
@@ -77,6 +77,7 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, num_classes: int = 10, blocks_removed: int = 0, width: float = 1.0, mean_std=None):
         super().__init__()
+        self.width = width
         if not 0 <= blocks_removed < NUM_FEATURES:
             raise InputError(f"blocks_removed must be 0 to {NUM_FEATURES - 1}, not {blocks_removed}")
         channels = _make_divisible(32 * width, 8)
@@ -142,14 +143,18 @@ def compression_factor(blocks_removed: int, width: float = 1.0, num_classes: int
 
 
 def pack_weights(model: MobileNetV2, **metadata: str) -> bytes:
-    """The weights as the content of a safetensors file with `metadata` in its header."""
-    return save({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, metadata)
+    """The weights as the content of a safetensors file with the width and `metadata` in its header."""
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return save(tensors, {"width": repr(model.width)} | metadata)
 
 
 def weights_metadata(path: Path) -> dict[str, str]:
-    """The header that `pack_weights` wrote, without reading the weights."""
-    with safe_open(path, "np") as file:
-        return file.metadata() or {}
+    """The header that `pack_weights` wrote, without reading the weights; `InputError` if it is damaged."""
+    try:
+        with safe_open(path, "np") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read as weights ({error}); fetch or train it again") from error
 
 
 def load_weights(path: str | Path, num_classes: int = 10, mean_std=None) -> MobileNetV2:
@@ -167,7 +172,7 @@ def load_weights(path: str | Path, num_classes: int = 10, mean_std=None) -> Mobi
     Returns
     -------
     MobileNetV2
-        In evaluation mode; cut and width are read off the weights.
+        In evaluation mode; the cut is read off the weights, the width off the header or the stem.
 
     Raises
     ------
@@ -177,15 +182,18 @@ def load_weights(path: str | Path, num_classes: int = 10, mean_std=None) -> Mobi
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no weights at {path}; give the path of a .safetensors or .pt file")
+    ours = path.suffix == ".safetensors"
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else _released_names(_read_checkpoint(path))
+        state = load_file(path) if ours else _released_names(_read_checkpoint(path))
+        blocks = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("features.")), default=-1)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as weights ({error}); fetch or train it again") from error
-    blocks = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("features.")), default=-1)
     stem = state.get("features.0.0.weight")
-    if not 0 < blocks <= NUM_FEATURES or stem is None:
-        raise InputError(f"{path} is no MobileNetV2 of this family: its names do not begin with features.0.0")
-    model = MobileNetV2(num_classes, NUM_FEATURES - blocks, stem.shape[0] / 32, mean_std)
+    if not 0 < blocks <= NUM_FEATURES or stem is None or stem.dim() != 4:
+        raise InputError(f"{path} is no MobileNetV2 of this family: it has no convolution features.0.0")
+    # Channels are rounded to multiples of 8, so the stem alone does not tell every width.
+    width = float((weights_metadata(path) if ours else {}).get("width", stem.shape[0] / 32))
+    model = MobileNetV2(num_classes, NUM_FEATURES - blocks, width, mean_std)
     state = {"mean": model.mean, "std": model.std} | state
     try:
         model.load_state_dict(state)
@@ -198,9 +206,11 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises pickle, zip and runtime errors alike
-        raise ValueError(str(error).splitlines()[0]) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError("it holds something else than a dictionary of tensors")
+        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise ValueError("it holds something else than named tensors")
     return state
 
 

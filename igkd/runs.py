@@ -39,6 +39,10 @@ class SignalSpec:
     n_steps: int = 50
     baseline: str = "mean"
 
+    def __post_init__(self):
+        if self.variant != "described":
+            raise InputError(f"no variant {self.variant!r} of the signals; choose described")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -59,6 +63,11 @@ class Run:
         Of initial weights, order, crops and overlays; arms with the same seed share all of them.
     split : {"test", "validation"}
         On which images the final accuracy is measured.
+
+    Raises
+    ------
+    InputError
+        If the parts contradict each other.
     """
 
     data: str
@@ -70,10 +79,18 @@ class Run:
     seed: int
     split: str = "test"
 
+    def __post_init__(self):
+        if self.split not in ("test", "validation"):
+            raise InputError(f"no split {self.split!r}; choose test or validation")
+        if self.split == "validation" and not self.subset.validation:
+            raise InputError("the run is scored on held-out images but holds none out; set Subset.validation")
+        if self.method.uses_teacher and self.signals is None:
+            raise InputError("the method learns from a teacher but the run names none; set signals")
+
     @property
     def key(self) -> str:
         """16 hex digits: a hash of the description and of the training code's version."""
-        text = json.dumps([TRAINING_VERSION, dataclasses.asdict(self)], sort_keys=True)
+        text = json.dumps([TRAINING_VERSION, _described(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @classmethod
@@ -83,6 +100,17 @@ class Run:
         built = {name: kind(**fields[name]) for name, kind in parts.items()}
         signals = SignalSpec(**fields["signals"]) if fields["signals"] else None
         return cls(**(fields | built | {"signals": signals}))
+
+
+def _described(part) -> dict:
+    """Fields for the key; 1 and 1.0 are the same number, so they must be the same text."""
+    fields = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
+            value = _described(value)
+        fields[field.name] = float(value) if field.type is float else value
+    return fields
 
 
 @dataclass(frozen=True)
@@ -133,16 +161,17 @@ class Record:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees either the whole of it or nothing, even after a kill."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as part:
-        try:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as part:
             part.write(content)
             part.flush()
             os.fsync(part.fileno())
-            os.chmod(part.name, 0o644)
-            os.replace(part.name, path)
-        except BaseException:
-            Path(part.name).unlink(missing_ok=True)
-            raise
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 class Store:

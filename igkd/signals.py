@@ -68,7 +68,7 @@ class Signals:
 
 
 def load_signals(
-    run: Run, images: ImageSet, teacher: Teacher, tap: int, folder: Path, compute: Compute,
+    run: Run, images: ImageSet, teacher: Teacher, tap: int | None, folder: Path, compute: Compute,
     log: Callable[[str], None] = print,
 ) -> Signals:
     """The signals that a run learns from, read from `folder` or computed and kept there.
@@ -78,8 +78,8 @@ def load_signals(
     run : Run
     images : ImageSet
     teacher : Teacher
-    tap : int
-        Entry of ``features`` whose attention map is taken.
+    tap : int or None
+        Entry of ``features`` whose attention map is taken; not needed without attention transfer.
     folder : path
     compute : Compute
     log : callable
@@ -92,7 +92,7 @@ def load_signals(
     """
     spec, method = run.signals, run.method
     logits = _cached(folder, images, teacher, {"kind": "logits"}, log,
-                     lambda: _forward(teacher.model, images, compute, lambda logits, _: logits, tap))
+                     lambda: _forward(teacher.model, images, compute, lambda logits, _: logits))
     check_alignment(logits, images.train_labels, teacher.accuracy)
     attention = maps = None
     if method.gamma:
@@ -156,7 +156,7 @@ def as_input(images: np.ndarray | Tensor, device: str = "cpu") -> Tensor:
 
 
 @torch.no_grad()
-def _forward(model: MobileNetV2, images: ImageSet, compute: Compute, keep, tap: int) -> Tensor:
+def _forward(model: MobileNetV2, images: ImageSet, compute: Compute, keep, tap: int = 0) -> Tensor:
     model = compute.prepare(model).eval()
     kept = []
     for batch in torch.from_numpy(images.train_images).split(256):

@@ -22,7 +22,7 @@ from igkd import __version__
 from igkd.augment import crop_mirror, draw, move_attention, overlay, pad
 from igkd.cost import multiply_accumulates
 from igkd.device import COMPILE_ABOVE_MACS, Compute, can_compile
-from igkd.errors import TrainingError
+from igkd.errors import InputError, TrainingError
 from igkd.images import ImageSet, train_indices, validation_indices
 from igkd.losses import attention_loss, attention_map, distillation_loss
 from igkd.methods import Recipe
@@ -76,7 +76,11 @@ def train(
     ------
     TrainingError
         If the loss stops being finite, or the weights cannot be written.
+    InputError
+        If the images are others than the run's.
     """
+    if images.fingerprint != run.data:
+        raise InputError(f"the run is of the images {run.data}, not of {images.fingerprint}; give it those")
     method, recipe = run.method, run.recipe
     rows = torch.from_numpy(train_indices(images.train_labels, run.subset))
     model = run.architecture.build(images.num_classes, images.mean_std, stream(run.seed, WEIGHTS))
@@ -108,6 +112,8 @@ def train(
     test_labels = images.test_labels if scored is None else images.train_labels[scored]
     trained_on = rows.numpy()
     outcome = evaluate(model, test_images, test_labels, compute)
+    if not math.isfinite(outcome["loss"]):  # the last step can break the weights after its own loss was fine
+        raise TrainingError(f"the loss is {outcome['loss']} after training; lower lr, alpha or gamma")
     train_accuracy = evaluate(model, images.train_images[trained_on], images.train_labels[trained_on], compute)
     outcome |= {
         "train_accuracy": train_accuracy["accuracy"], "n_train": len(rows), "history": history,
@@ -229,7 +235,7 @@ class _Loop:
             terms["distillation"] = distillation_loss(logits, self.signals.logits[rows], method.temperature)
             loss = loss + method.alpha * terms["distillation"]
         if method.gamma:
-            target = move_attention(self.signals.attention.float(), rows, drawn, self.run.recipe.padding, self.size)
+            target = move_attention(self.signals.attention, rows, drawn, self.run.recipe.padding, self.size)
             terms["attention"] = attention_loss(attention_map(activation.float()), target)
             loss = loss + method.gamma * terms["attention"]
         accuracy = (logits.argmax(1) == labels).float().mean()
@@ -246,8 +252,10 @@ def _optimizer(model: nn.Module, recipe: Recipe, steps_per_epoch: int):
         optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=True)
     if not recipe.one_cycle:
         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    # Its warm-up would have no length at 5 steps, by which OneCycleLR divides.
+    total_steps = max(6, recipe.num_epochs * steps_per_epoch + 1)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.lr, total_steps=recipe.num_epochs * steps_per_epoch + 1, pct_start=0.2,
+        optimizer, recipe.lr, total_steps=total_steps, pct_start=0.2,
         anneal_strategy="linear", cycle_momentum=False, div_factor=25, final_div_factor=1e4,
     )
 
@@ -267,7 +275,7 @@ def _restore(path: Path, model, optimizer, scheduler, log) -> tuple[list, float]
     if not path.exists():
         return [], 0.0
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
