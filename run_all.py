@@ -6,6 +6,7 @@ an earlier one stopped. Exit codes: 0 all went well, 1 something failed, 2 bad i
 """
 
 import argparse
+import json
 import os
 import re
 import shlex
@@ -72,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     action.add_argument("--check", action="store_true", help="check Python, packages, kernel, device, disk and data")
     action.add_argument("--runs-only", action="store_true", help="train what is missing, without notebooks")
     action.add_argument("--publish", action="store_true",
-                        help="copy the outputs of this profile's executed notebooks into notebooks/")
+                        help="copy outputs, figures and times of this profile's execution into the repository")
     parser.add_argument("--budget", type=seconds, metavar="9m",
                         help="with --runs-only: start no run after 90s, 9m or 1h")
     options = parser.parse_args()
@@ -134,10 +135,17 @@ def show_check(options: argparse.Namespace) -> int:
 
 
 def publish_notebooks(notebooks: list[Notebook], profile: str) -> int:
-    """Give the notebooks the outputs of their executed copies."""
+    """Give the notebooks the outputs of their executed copies; copy the figures and the measured times."""
+    build = REPOSITORY / "build" / profile
     for notebook in notebooks:
-        publish(notebook, REPOSITORY / "build" / profile / notebook.path.name)
+        publish(notebook, build / notebook.path.name)
         print(f"{notebook.name}: has the outputs of the {profile} profile")
+    copies = [(path, REPOSITORY / "figures") for path in sorted((build / "figures").iterdir())]
+    copies += [(path, REPOSITORY / "bench") for path in sorted(build.glob("run_all-*.json"))]
+    for path, folder in copies:
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / path.name)
+    print(f"{len(copies)} figures and measurements copied to figures/ and bench/")
     return 0
 
 
@@ -257,8 +265,20 @@ def run_notebooks(study, notebooks: list[Notebook], parameters: dict, options: a
         rows.append((notebook.name, f"{result.seconds:.0f}", str(len(trained)), str(len(recorded)),
                      str(result.figures), outcome))
     status.say("\n" + table(rows))
+    if not failed and len(notebooks) == len(find_notebooks(NOTEBOOKS)):
+        write_timing(study, rows)
     status.say(f"executed copies are in {build.relative_to(REPOSITORY)}/")
     return 1 if failed else 0
+
+
+def write_timing(study, rows: list[tuple[str, ...]]) -> None:
+    """Keep how long a whole execution took, one file for executions that trained and one for those that read records."""
+    header, *lines = rows
+    measured = [dict(zip(header, [name, *map(int, numbers), outcome])) for name, *numbers, outcome in lines]
+    kind = "trained" if any(line["trained"] for line in measured) else "recorded"
+    content = {"profile": study.profile.name, "machine": study.compute.describe(), "notebooks": measured}
+    path = study.figures.parent / f"run_all-{study.profile.name}-{kind}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def command(options: argparse.Namespace, left: list[Notebook] | None = None) -> str:

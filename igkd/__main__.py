@@ -1,7 +1,8 @@
-"""``python -m igkd evaluate``: measure a network from a file, ours or one that the paper's authors released."""
+"""``python -m igkd evaluate`` measures a network from a file; ``python -m igkd readme`` renews README.md."""
 
 import argparse
 import sys
+from pathlib import Path
 
 from igkd.errors import InputError
 
@@ -18,12 +19,25 @@ def main(arguments: list[str] | None = None) -> int:
                             help="how images in [0, 1] are standardised for weights that do not say so themselves "
                                  "(default: none, as the paper's students; its teacher takes cifar10)")
     evaluation.add_argument("--device", default="auto")
+    commands.add_parser("readme", help="make the generated parts of README.md anew")
     options = parser.parse_args(arguments)
+    if options.command == "readme":
+        return renew_readme()
     try:
         return evaluate_file(options.weights, options.data, options.normalize, options.device)
     except InputError as error:
         print(f"igkd: {error}", file=sys.stderr)
         return 2
+
+
+def renew_readme() -> int:
+    """Write README.md with its generated parts made anew."""
+    from igkd.readme import rendered
+
+    root = Path(__file__).resolve().parent.parent
+    path = root / "README.md"
+    path.write_text(rendered(path.read_text(), root))
+    return 0
 
 
 class OneLineParser(argparse.ArgumentParser):
