@@ -152,7 +152,8 @@ class Study:
     def ig_maps(self, n_steps: int | None = None, baseline: str = "mean"):
         """IG maps (N, H, W) of all training images."""
         spec = SignalSpec(self.plan.teacher_key, n_steps=n_steps or self.profile.n_steps, baseline=baseline)
-        return ig_maps(self.images, self.teacher(), spec, self.store.scratch / "signals", self.compute, self.log)
+        return ig_maps(self.images, self.teacher(), spec, self.store.scratch / "signals", self.compute, self.log,
+                       self._map_progress)
 
     def student(self, run: Run) -> MobileNetV2:
         """The trained network of a run, trained again if only its record is here."""
@@ -169,7 +170,7 @@ class Study:
             teacher = self.teacher()
             tap = attention_tap(run.architecture.blocks_removed) if run.method.gamma else None
             signals = load_signals(run, self.images, teacher, tap, self.store.scratch / "signals",
-                                   self.compute, self.log)
+                                   self.compute, self.log, self._map_progress)
             digest = teacher.digest
         return train(run, self.images, self.store, self.compute, signals, digest, log)
 
@@ -256,6 +257,9 @@ class Study:
             self._per_image[run.architecture] = multiply_accumulates(model, self.images.size)
         n = len(train_indices(self.images.train_labels, run.subset))
         return self._per_image[run.architecture] * float(n) * run.recipe.num_epochs
+
+    def _map_progress(self, done: int, total: int) -> None:
+        self._progress(done, total, "IG maps")
 
     def _progress(self, done: int, total: int, doing: str) -> None:
         path = os.environ.get(PROGRESS)

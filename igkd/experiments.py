@@ -59,8 +59,8 @@ PROFILES = {
             gammas=(0.8, 1000.0),
         ),
         Profile(
-            "laptop", "cifar10", (2000, 2000), teacher=None, blocks_removed=13,
-            recipe=replace(RECIPES["fast"], num_epochs=10), n_steps=16, num_seeds=3,
+            "laptop", "cifar10", (1000, 1000), teacher=None, blocks_removed=13,
+            recipe=replace(RECIPES["fast"], num_epochs=10, batch_size=32), n_steps=8, num_seeds=3,
             alphas=(0.01, 0.5, 0.9), temperatures=(1.5, 4.0), overlay_probs=(0.1, 0.5), gammas=(0.8, 1000.0),
         ),
         Profile(
