@@ -71,7 +71,7 @@ PROFILES = {
         ),
     )
 }
-VALIDATION = 0.1  # share of the training images on which constants are chosen
+VALIDATION = 0.2  # share of the training images on which constants are chosen
 
 
 @dataclass(frozen=True)
