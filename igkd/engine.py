@@ -21,7 +21,9 @@ from igkd.device import Compute, pick_compute
 from igkd.errors import InputError, TrainingError
 from igkd.experiments import NOTEBOOKS, Plan, Planned, Profile, profile, teacher_run
 from igkd.images import ImageSet, load_images, train_indices
-from igkd.models import MobileNetV2, attention_tap, compression_factor, load_weights, weights_metadata
+from igkd.models import (
+    Architecture, MobileNetV2, attention_tap, compression_factor, load_weights, weights_metadata,
+)
 from igkd.runs import Record, Run, SignalSpec, Store, write_atomically
 from igkd.signals import Signals, Teacher, ig_maps, load_signals
 from igkd.training import train
@@ -66,6 +68,7 @@ class Study:
         self.figures = root / "build" / profile_name / "figures"
         self.compute: Compute = pick_compute(device)
         self._teachers: dict[str, Teacher] = {}
+        self._per_image: dict[Architecture, int] = {}
 
     @cached_property
     def images(self) -> ImageSet:
@@ -149,7 +152,8 @@ class Study:
     def ig_maps(self, n_steps: int | None = None, baseline: str = "mean"):
         """IG maps (N, H, W) of all training images."""
         spec = SignalSpec(self.plan.teacher_key, n_steps=n_steps or self.profile.n_steps, baseline=baseline)
-        return ig_maps(self.images, self.teacher(), spec, self.store.scratch / "signals", self.compute, self.log)
+        return ig_maps(self.images, self.teacher(), spec, self.store.scratch / "signals", self.compute, self.log,
+                       self._map_progress)
 
     def student(self, run: Run) -> MobileNetV2:
         """The trained network of a run, trained again if only its record is here."""
@@ -166,7 +170,7 @@ class Study:
             teacher = self.teacher()
             tap = attention_tap(run.architecture.blocks_removed) if run.method.gamma else None
             signals = load_signals(run, self.images, teacher, tap, self.store.scratch / "signals",
-                                   self.compute, self.log)
+                                   self.compute, self.log, self._map_progress)
             digest = teacher.digest
         return train(run, self.images, self.store, self.compute, signals, digest, log)
 
@@ -206,6 +210,7 @@ class Study:
                 failures.append(f"{name} ({item.run.key}): {error}")
                 self.log(f"failed: {failures[-1]}")
             else:
+                self._progress(len(planned) - len(missing) + number, len(planned), "")
                 self.log(f"[{number}/{len(missing)}] {name}: {record.outcome['accuracy']:.1%} "
                          f"in {record.provenance['seconds']:.0f} s")
         if failures:
@@ -246,10 +251,15 @@ class Study:
 
     def work(self, run: Run) -> float:
         """Multiply-accumulates of all forward passes of a training: what its time is estimated from."""
-        with torch.device("cpu"):
-            model = run.architecture.build(self.images.num_classes, self.images.mean_std)
+        if run.architecture not in self._per_image:
+            with torch.device("cpu"):
+                model = run.architecture.build(self.images.num_classes, self.images.mean_std)
+            self._per_image[run.architecture] = multiply_accumulates(model, self.images.size)
         n = len(train_indices(self.images.train_labels, run.subset))
-        return multiply_accumulates(model, self.images.size) * float(n) * run.recipe.num_epochs
+        return self._per_image[run.architecture] * float(n) * run.recipe.num_epochs
+
+    def _map_progress(self, done: int, total: int) -> None:
+        self._progress(done, total, "IG maps")
 
     def _progress(self, done: int, total: int, doing: str) -> None:
         path = os.environ.get(PROGRESS)

@@ -92,7 +92,7 @@ def training_curves(history: list[dict]) -> Figure:
     frame = pd.DataFrame(history)
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
     left.plot(frame.epoch, frame.loss, marker=".")
-    left.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
+    left.set(xlabel="epoch", ylabel="training loss (nats)", ylim=(0, None))
     right.plot(frame.epoch, 100 * frame.train_accuracy, marker=".")
     right.set(xlabel="epoch", ylabel="accuracy on augmented\ntraining images (%)")
     return figure
@@ -101,9 +101,9 @@ def training_curves(history: list[dict]) -> Figure:
 def per_class(accuracies: list[float], class_names: tuple[str, ...], overall: float) -> Figure:
     """Accuracy of each class, and the overall accuracy as a line."""
     figure, axis = plt.subplots(figsize=(7, 3))
-    axis.bar(class_names, [100 * value for value in accuracies], color=sns.color_palette("colorblind")[0])
+    axis.plot(class_names, [100 * value for value in accuracies], "o", color=sns.color_palette("colorblind")[0])
     axis.axhline(100 * overall, color="0.3", lw=1, ls="--", label=f"all: {overall:.2%}")
-    axis.set(ylabel="test accuracy (%)", ylim=(100 * min(accuracies) - 5, 100))
+    axis.set(ylabel="test accuracy (%)")
     axis.tick_params(axis="x", rotation=30)
     axis.legend(loc="lower right")
     return figure
@@ -166,8 +166,9 @@ def curves(panels: dict[str, tuple[pd.DataFrame, str]], baseline: float) -> Figu
     for axis, (title, (table, x)) in zip(axes[0], panels.items(), strict=True):
         axis.plot(table[x], 100 * table.accuracy, marker="o", color=ARM_COLOURS[title], label=title)
         axis.axhline(100 * baseline, color="0.4", ls="--", lw=1, label="Student")
-        axis.set(xlabel=x, ylabel="validation accuracy (%)", xscale="log" if table[x].max() > 20 else "linear")
+        axis.set(xlabel=x, xscale="log" if table[x].max() > 20 else "linear")
         axis.legend()
+    axes[0, 0].set_ylabel("validation accuracy (%)")
     return figure
 
 

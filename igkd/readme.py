@@ -22,11 +22,9 @@ def rendered(text: str, root: Path) -> str:
     root : path
         The repository.
     """
-    parts = {"notebooks": notebooks(root), "profiles": profiles(root), "state": state(root)}
-    for name, content in parts.items():
-        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda found: found[1] + content + found[2], text,
-                      flags=re.DOTALL)  # noqa: B023
-    return text
+    parts = {"notebooks": notebooks, "profiles": profiles, "state": state}
+    return re.sub(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", lambda found: found[1] + parts[found[2]](root) + found[3], text,
+                  flags=re.DOTALL)
 
 
 def notebooks(root: Path) -> str:
@@ -38,14 +36,16 @@ def notebooks(root: Path) -> str:
 
 def profiles(root: Path) -> str:
     """The profiles with the times that `run_all.py` measured."""
-    lines = ["| profile | data | notebooks | time, everything trained here | machine |", "|---|---|---|---|---|"]
-    for path in sorted((root / "bench").glob("run_all-*.json")):
+    lines = ["| profile | data | notebooks | time | runs trained in it | machine |", "|---|---|---|---|---|---|"]
+    for path in sorted((root / "bench").glob("run_all-*.json"), reverse=True):
         run = json.loads(path.read_text())
-        minutes = sum(each["seconds"] for each in run["notebooks"]) / 60
-        numbers = [each["name"][:2] for each in run["notebooks"]]
-        machine = run["machine"]
-        lines.append(f"| `{run['profile']}` | {DATA[run['profile']]} | {numbers[0]} to {numbers[-1]} | {minutes:.1f} min | "
-                     f"{machine['name']}, {machine['threads']} threads |")
+        measured, machine = run["notebooks"], run["machine"]
+        seconds = sum(each["seconds"] for each in measured)
+        lines.append(
+            f"| `{run['profile']}` | {DATA[run['profile']]} | {measured[0]['notebook'][:2]} to {measured[-1]['notebook'][:2]} "
+            f"| {seconds / 60:.1f} min | {sum(each['trained'] for each in measured)} "
+            f"| {machine['name']}, {machine['threads']} threads |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -25,6 +25,8 @@ from igkd.losses import attention_map
 from igkd.models import MobileNetV2, state_digest
 from igkd.runs import Run, SignalSpec, write_atomically
 
+IMAGES_AT_ONCE = 256
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -69,7 +71,7 @@ class Signals:
 
 def load_signals(
     run: Run, images: ImageSet, teacher: Teacher, tap: int | None, folder: Path, compute: Compute,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = print, progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Signals:
     """The signals that a run learns from, read from `folder` or computed and kept there.
 
@@ -83,7 +85,9 @@ def load_signals(
     folder : path
     compute : Compute
     log : callable
-        Gets one line when signals are computed, or when a file is found damaged.
+        Gets one line when maps are computed, or when a file is found damaged.
+    progress : callable
+        Gets the number of IG maps done and their total.
 
     Raises
     ------
@@ -100,22 +104,26 @@ def load_signals(
                             lambda: _forward(teacher.model, images, compute,
                                              lambda _, activation: attention_map(activation).half(), tap))
     if method.overlay_prob:
-        maps = ig_maps(images, teacher, spec, folder, compute, log)
+        maps = ig_maps(images, teacher, spec, folder, compute, log, progress)
     return Signals(logits if method.alpha else None, attention, maps)
 
 
 def ig_maps(
     images: ImageSet, teacher: Teacher, spec: SignalSpec, folder: Path, compute: Compute,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = print, progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
-    """IG maps (N, H, W) float16 of all training images for their labels, read from `folder` or computed."""
+    """IG maps (N, H, W) float16 of all training images for their labels, read from `folder` or computed.
+
+    They are computed in the precision of `compute`; `progress` gets the number of images done and N.
+    """
     settings = {"kind": "ig", "n_steps": spec.n_steps, "baseline": spec.baseline}
 
     def compute_maps() -> Tensor:
+        log(f"computing the IG maps of {len(images.train_labels):,} images with {spec.n_steps} steps")
         model = compute.prepare(teacher.model)
         labels = torch.from_numpy(images.train_labels)
         maps = []
-        for rows in torch.arange(len(labels)).split(512):
+        for rows in torch.arange(len(labels)).split(IMAGES_AT_ONCE):
             x = as_input(images.train_images[rows.numpy()], compute.device)
             with compute.autocast():
                 result = integrated_gradients(
@@ -123,7 +131,7 @@ def ig_maps(
                     baseline=make_baseline(spec.baseline, x, model),
                 )
             maps.append(saliency_map(result.attributions).half().cpu())
-            log(f"IG maps {rows[-1] + 1}/{len(labels)}")
+            progress(int(rows[-1]) + 1, len(labels))
         return torch.cat(maps)
 
     return _cached(folder, images, teacher, settings, log, compute_maps)
@@ -159,7 +167,7 @@ def as_input(images: np.ndarray | Tensor, device: str = "cpu") -> Tensor:
 def _forward(model: MobileNetV2, images: ImageSet, compute: Compute, keep, tap: int = 0) -> Tensor:
     model = compute.prepare(model).eval()
     kept = []
-    for batch in torch.from_numpy(images.train_images).split(256):
+    for batch in torch.from_numpy(images.train_images).split(IMAGES_AT_ONCE):
         with compute.autocast():
             kept.append(keep(*(part.float() for part in model(as_input(batch, compute.device), tap))).cpu())
     return torch.cat(kept)

@@ -1,0 +1,270 @@
+"""Finding, checking, executing and publishing the notebooks.
+
+Importing this module is cheap: papermill and nbformat are imported where they are needed, so that
+``python run_all.py --list`` answers at once.
+"""
+
+import ast
+import difflib
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+from igkd.errors import InputError
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """One notebook of the paper, ``NN_topic.ipynb``."""
+
+    path: Path
+
+    @property
+    def number(self) -> str:
+        """The two digits that its name begins with."""
+        return self.path.name[:2]
+
+    @property
+    def name(self) -> str:
+        """File name without the ending."""
+        return self.path.stem
+
+    @property
+    def title(self) -> str:
+        """Its first heading."""
+        for cell in _read_json(self.path)["cells"]:
+            if cell["cell_type"] == "markdown":
+                heading = re.search(r"^#+ +(.+)$", "".join(cell["source"]), re.MULTILINE)
+                if heading:
+                    return heading[1].strip()
+        return ""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What came of executing one notebook.
+
+    Attributes
+    ----------
+    seconds : float
+    figures : int
+        Outputs that are images.
+    error : str or None
+        The last line of what went wrong.
+    """
+
+    seconds: float
+    figures: int
+    error: str | None
+
+
+def find_notebooks(folder: Path) -> list[Notebook]:
+    """The notebooks ``NN_*.ipynb`` of a folder, in the order of their numbers."""
+    return [Notebook(path) for path in sorted(Path(folder).glob("[0-9][0-9]_*.ipynb"))]
+
+
+def default_parameters(notebook: Notebook) -> dict[str, str]:
+    """Names assigned in the cell tagged ``parameters``, each with the source text of its default.
+
+    Raises
+    ------
+    InputError
+        If the file is no notebook, or has not exactly one such cell.
+    """
+    import nbformat
+    import papermill
+
+    content = _read_json(notebook.path)
+    tagged = [cell for cell in content["cells"] if "parameters" in cell["metadata"].get("tags", ())]
+    if len(tagged) != 1:
+        raise InputError(f"{notebook.path.name} has {len(tagged)} cells tagged 'parameters'; it must have one")
+    # Papermill asks the notebook for its language, which a notebook that was never opened in Jupyter does not name.
+    content["metadata"].setdefault("kernelspec", {"name": "python3", "language": "python", "display_name": "Python 3"})
+    found = papermill.inspect_notebook(nbformat.from_dict(content))
+    return {name: parameter["default"] for name, parameter in found.items()}
+
+
+def check_parameters(notebook: Notebook, given: Mapping[str, str]) -> dict:
+    """Parameters as Python values, after a check that the notebook has them and that they are of the right type.
+
+    Papermill only warns about a name that the notebook does not have, and the run then silently uses the default.
+
+    Parameters
+    ----------
+    notebook : Notebook
+    given : mapping of str to str
+        Values as typed on a command line.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, or a value of another type than the notebook's default.
+    """
+    defaults = default_parameters(notebook)
+    values = {}
+    for name, text in given.items():
+        if name not in defaults:
+            near = difflib.get_close_matches(name, defaults, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; it has: {', '.join(defaults)}"
+            raise InputError(f"{notebook.path.name} has no parameter {name!r}{hint}")
+        values[name] = _value(notebook, name, text, _evaluated(defaults[name]))
+    return values
+
+
+def execute(
+    notebook: Notebook, output: Path, parameters: Mapping, folder: Path, environment: Mapping[str, str] | None = None
+) -> Execution:
+    """Execute a notebook with this interpreter's kernel.
+
+    The executed copy is written after each cell, so it holds the error of a notebook that fails. What the kernel's
+    process itself prints (as opposed to the cells) goes to a ``.log`` file beside it.
+
+    Parameters
+    ----------
+    notebook : Notebook
+    output : path
+        Where the executed copy is written.
+    parameters : mapping
+    folder : path
+        Working directory of the kernel.
+    environment : mapping, optional
+        Environment variables to set in the kernel.
+    """
+    import nbformat
+    import papermill
+    from nbclient.exceptions import CellControlSignal, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    output = Path(output).resolve()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.unlink(missing_ok=True)
+    started, error = time.monotonic(), None
+    with open(output.with_suffix(".log"), "wb") as log:
+        try:
+            papermill.execute_notebook(
+                _literal(notebook.path.resolve()), _literal(output), dict(parameters), kernel_name="python3",
+                language="python", cwd=str(folder), progress_bar=False,
+                kernel_manager_class=_kernel_of_this_interpreter(log, environment or {}),
+            )
+        except PapermillExecutionError as failure:
+            error = f"{failure.ename}: {([''] + failure.evalue.strip().splitlines())[-1]}"
+        except (DeadKernelError, CellControlSignal, RuntimeError) as failure:
+            error = f"{type(failure).__name__}: {failure}; see {output.with_suffix('.log').name}"
+    figures = 0
+    if output.exists():
+        cells = nbformat.read(output, as_version=4).cells
+        figures = sum("image/png" in shown.get("data", ()) for cell in cells for shown in cell.get("outputs", ()))
+    return Execution(time.monotonic() - started, figures, error)
+
+
+def with_outputs(source, executed):
+    """The notebook `source` with the outputs of its executed copy, and nothing else of it.
+
+    Parameter values, timing and other traces of the execution stay behind: there is one ``parameters`` cell, with
+    the defaults.
+
+    Parameters
+    ----------
+    source, executed : NotebookNode
+
+    Returns
+    -------
+    NotebookNode
+        A new notebook; cells are numbered as if executed in order.
+
+    Raises
+    ------
+    InputError
+        If `executed` holds an error or is not finished, or `source` was edited since it was executed.
+    """
+    done = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", ())]
+    if [cell.source for cell in done] != [cell.source for cell in source.cells]:
+        raise InputError("it failed, or it was edited after it was executed; execute it again")
+    published, number = deepcopy(source), 0
+    for cell, ran in zip(published.cells, done):
+        if cell.cell_type != "code":
+            continue
+        if ran.execution_count is None and cell.source.strip():
+            raise InputError("it was not executed to its end; execute it again")
+        if any(shown.output_type == "error" for shown in ran.outputs):
+            raise InputError("it holds an error; execute it again")
+        number += 1
+        cell.execution_count, cell.outputs = number, deepcopy(ran.outputs)
+        for shown in cell.outputs:
+            if shown.output_type == "execute_result":
+                shown.execution_count = number
+    return published
+
+
+def publish(notebook: Notebook, executed: Path) -> None:
+    """Give a notebook the outputs of its executed copy (see `with_outputs`)."""
+    import nbformat
+
+    if not executed.exists():
+        raise InputError(f"{notebook.path.name} has no executed copy {executed.name}; execute it first")
+    try:
+        result = with_outputs(nbformat.read(notebook.path, as_version=4), nbformat.read(executed, as_version=4))
+    except InputError as error:
+        raise InputError(f"{notebook.path.name} is not published: {error}") from error
+    part = notebook.path.with_suffix(".part")
+    nbformat.write(result, part)
+    os.replace(part, notebook.path)
+
+
+def _kernel_of_this_interpreter(log, environment: Mapping[str, str]):
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ThisInterpreter(AsyncKernelManager):
+        # A kernel "python3" that is installed for the user may start another Python. Where no folder is searched,
+        # what remains is ipykernel's own specification, whose command is sys.executable.
+        def _kernel_spec_manager_default(self):
+            return KernelSpecManager(parent=self, kernel_dirs=[])
+
+        async def start_kernel(self, **options):
+            # The debugger warns of Python's frozen modules at each start.
+            set_here = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", **environment}
+            await super().start_kernel(**options, stdout=log, stderr=log, env=os.environ | set_here)
+
+    return ThisInterpreter
+
+
+def _literal(path: Path) -> str:
+    # Papermill formats paths as templates.
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "cells" not in content:
+            raise ValueError("it has no cells")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path.name} cannot be read as a notebook ({error}); get it from the repository") from error
+    return content
+
+
+def _evaluated(source: str):
+    try:
+        return ast.literal_eval(source)
+    except (ValueError, SyntaxError):
+        return None
+
+
+def _value(notebook: Notebook, name: str, text: str, default):
+    if isinstance(default, str):
+        return text
+    value = _evaluated(text)
+    value = text if value is None and text != "None" else value
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if default is not None and type(value) is not type(default):
+        raise InputError(
+            f"{notebook.path.name} takes {name} as {type(default).__name__} (by default {default!r}), not {text!r}"
+        )
+    return value

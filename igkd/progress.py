@@ -1,0 +1,101 @@
+"""What a long command shows while it works: one live line on a terminal, now and then a line in a log."""
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import TextIO
+
+SECONDS_BETWEEN_LINES = 30
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class Status:
+    """Shows the progress that `igkd.engine` writes into a file; a context manager.
+
+    Parameters
+    ----------
+    file : path
+        Read twice a second; holds ``{"done": int, "total": int, "doing": str}`` once there is progress.
+    stream : text stream
+        Where it is shown.
+    """
+
+    def __init__(self, file: Path, stream: TextIO):
+        self.file, self.stream, self.live = Path(file), stream, stream.isatty()
+        self._heading, self._lock, self._stop = "", threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Status":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+        self._clear()
+
+    def begin(self, heading: str) -> None:
+        """From now on show the progress of something else."""
+        with self._lock:
+            self.file.unlink(missing_ok=True)
+            self._heading, self._first, self._shown = heading, None, None
+            self._started = self._printed = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        with self._lock:
+            self._clear()
+            print(line, flush=True)
+
+    def _clear(self) -> None:
+        if self.live:
+            self.stream.write("\r\x1b[K")
+            self.stream.flush()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(SECONDS_BETWEEN_LOOKS):
+            with self._lock:
+                if self._heading:
+                    self._show(time.monotonic(), self._read())
+
+    def _read(self) -> dict:
+        try:
+            return json.loads(self.file.read_text())
+        except (OSError, ValueError):  # not there yet
+            return {}
+
+    def _show(self, now: float, state: dict) -> None:
+        if state and self._first is None:
+            self._first = (now, state["done"])
+        parts = [self._heading, f"{duration(now - self._started)} gone"]
+        if state:
+            parts.insert(1, f"{state['done']} of {state['total']} runs")
+            left = remaining(*self._first, now, **state)
+            parts.append("" if left is None else f"about {duration(left)} left")
+            parts.append(state["doing"])
+        line = "  ".join(filter(None, parts))
+        if self.live:
+            self.stream.write("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1])
+            self.stream.flush()
+        elif now - self._printed >= SECONDS_BETWEEN_LINES and state.get("done") != self._shown:
+            print(line, file=self.stream, flush=True)
+            self._printed, self._shown = now, state.get("done")
+
+
+def remaining(since: float, done_then: int, now: float, done: int, total: int, doing: str = "") -> float | None:
+    """Seconds left if it goes on at the pace since then; None before anything was finished."""
+    if done <= done_then:
+        return None
+    return (now - since) / (done - done_then) * (total - done)
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``3:07 min`` or ``2:05 h``."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60}:{seconds % 60:02d} min"
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d} h"

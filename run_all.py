@@ -1,0 +1,311 @@
+#!/usr/bin/env python3
+"""Reproduce the paper: train what is missing, execute the notebooks, end with one table.
+
+Executed copies are written to build/<profile>/. Finished runs are never repeated, so the same command goes on where
+an earlier one stopped. Exit codes: 0 all went well, 1 something failed, 2 bad input, 130 stopped with Ctrl-C.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from igkd.__main__ import OneLineParser
+from igkd.errors import InputError, TrainingError
+from igkd.notebooks import Notebook, check_parameters, execute, find_notebooks, publish
+from igkd.progress import Status, duration
+
+REPOSITORY = Path(__file__).resolve().parent
+NOTEBOOKS = REPOSITORY / "notebooks"
+TEACHER_NOTEBOOK = "01"
+
+
+def main() -> int:
+    """Run the command line."""
+    options = parse_arguments()
+    try:
+        notebooks = select(find_notebooks(NOTEBOOKS), options.only, options.start)
+        if options.list:
+            return list_notebooks(notebooks)
+        # Notebooks and the default place of the data are relative to the repository.
+        for name in {"IGKD_DATA"} & set(os.environ):
+            os.environ[name] = absolute(os.environ[name])
+        options.data = absolute(options.data)
+        os.chdir(REPOSITORY)
+        if options.check:
+            return show_check(options)
+        if options.publish:
+            return publish_notebooks(notebooks, options.profile)
+        return with_study(notebooks, options)
+    except InputError as error:
+        print(f"run_all.py: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # Whoever read our output (head, a pager) has closed it; keep Python from flushing into it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped before anything was trained; the same command starts again", file=sys.stderr)
+        return 130
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; bad usage ends the program with one line and code 2."""
+    parser = OneLineParser(prog="run_all.py", description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n", 1)[1])
+    parser.add_argument("--profile", default="demo", metavar="demo|laptop|paper", help="how large (default: demo)")
+    parser.add_argument("--only", nargs="+", metavar="NN", help="only these notebooks, for example 01 03")
+    parser.add_argument("--from", dest="start", metavar="NN", help="only this notebook and those after it")
+    parser.add_argument("--data", default="", help="CIFAR-10 or your own images: a folder, an .npz file, or 'download'")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    parser.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                        help="set a parameter of the notebooks")
+    parser.add_argument("--force", action="store_true",
+                        help="forget what is recorded and train it again: all of it, or that of the --only notebooks")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--list", action="store_true", help="list the notebooks")
+    action.add_argument("--plan", action="store_true", help="runs done and to do, time and disk that they need")
+    action.add_argument("--why", action="store_true", help="for each run to do, what differs from the nearest record")
+    action.add_argument("--check", action="store_true", help="check Python, packages, kernel, device, disk and data")
+    action.add_argument("--runs-only", action="store_true", help="train what is missing, without notebooks")
+    action.add_argument("--publish", action="store_true",
+                        help="copy outputs, figures and times of this profile's execution into the repository")
+    parser.add_argument("--budget", type=seconds, metavar="9m",
+                        help="with --runs-only: start no run after 90s, 9m or 1h")
+    options = parser.parse_args()
+    if options.budget is not None and not options.runs_only:
+        parser.error("--budget goes with --runs-only")
+    if options.parameters and (options.list or options.plan or options.why or options.check or options.publish
+                               or options.runs_only):
+        parser.error("-p goes with executing notebooks")
+    if options.force and (options.list or options.plan or options.why or options.check or options.publish):
+        parser.error("--force goes with training: alone or with --runs-only")
+    return options
+
+
+def seconds(text: str) -> float:
+    """Seconds of a duration such as 90s, 9m or 1h."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 90s, 9m or 1h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def absolute(data: str) -> str:
+    """A path that means the same in every folder; no data and the word ``download`` stay as they are."""
+    return data if data in ("", "download") else str(Path(data).expanduser().resolve())
+
+
+def select(notebooks: list[Notebook], only: list[str] | None, start: str | None) -> list[Notebook]:
+    """The notebooks that were asked for, in their order."""
+    if not notebooks:
+        raise InputError(f"there are no notebooks NN_topic.ipynb in {NOTEBOOKS}; get them from the repository")
+    numbers = {notebook.number for notebook in notebooks}
+    asked = [text.zfill(2) for text in only or ()] + ([start.zfill(2)] if start else [])
+    for number in asked:
+        if number not in numbers:
+            raise InputError(f"there is no notebook {number}; there are {', '.join(sorted(numbers))}")
+    chosen = numbers if only is None else {text.zfill(2) for text in only}
+    return [each for each in notebooks if each.number in chosen and (not start or each.number >= start.zfill(2))]
+
+
+def list_notebooks(notebooks: list[Notebook]) -> int:
+    """Print names and titles."""
+    width = max(len(notebook.name) for notebook in notebooks)
+    for notebook in notebooks:
+        print(f"{notebook.name:<{width}}  {notebook.title}")
+    return 0
+
+
+def show_check(options: argparse.Namespace) -> int:
+    """Print each finding as it is made."""
+    from igkd.doctor import check
+
+    healthy = True
+    for finding in check(options.profile, options.data or None, options.device):
+        print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.name}: {finding.detail}", flush=True)
+        if not finding.ok:
+            print(f"         fix: {finding.fix}")
+        healthy &= finding.ok
+    return 0 if healthy else 1
+
+
+def publish_notebooks(notebooks: list[Notebook], profile: str) -> int:
+    """Give the notebooks the outputs of their executed copies; copy the figures and the measured times."""
+    build = REPOSITORY / "build" / profile
+    for notebook in notebooks:
+        publish(notebook, build / notebook.path.name)
+        print(f"{notebook.name}: has the outputs of the {profile} profile")
+    copies = [(path, REPOSITORY / "figures") for path in sorted((build / "figures").iterdir())]
+    copies += [(path, REPOSITORY / "bench") for path in sorted(build.glob("run_all-*.json"))]
+    for path, folder in copies:
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / path.name)
+    print(f"{len(copies)} figures and measurements copied to figures/ and bench/")
+    return 0
+
+
+def with_study(notebooks: list[Notebook], options: argparse.Namespace) -> int:
+    """Everything that needs the runs of the profile."""
+    parameters = {}
+    if not (options.plan or options.why or options.runs_only):
+        given = {"profile": options.profile, "data": options.data, "device": options.device} | dict(options.parameters)
+        parameters = {notebook: check_parameters(notebook, given) for notebook in notebooks}
+    from igkd.engine import PROGRESS, Study  # after the cheap checks: torch takes seconds to import
+
+    with tempfile.TemporaryDirectory() as folder, Status(Path(folder) / "progress", sys.stderr) as status:
+        study = Study(options.profile, options.data, options.device, log=status.say)
+        if options.data:
+            study.images  # noqa: B018 - data that was named must be usable, even where all is recorded
+        numbers = [notebook.number for notebook in notebooks]
+        study.plan  # noqa: B018 - a missing data set or teacher is said before anything runs
+        if options.plan:
+            return show_plan(study, numbers)
+        if options.why:
+            return show_reasons(study, numbers)
+        if options.force:
+            forget(study, numbers)
+        os.environ[PROGRESS] = str(status.file)
+        if options.runs_only:
+            return train_runs(study, numbers, options, status)
+        return run_notebooks(study, notebooks, parameters, options, status)
+
+
+def show_plan(study, numbers: list[str]) -> int:
+    """Print what there is to do."""
+    from igkd.outlook import outlook
+
+    found, source = outlook(study, numbers)
+    rows = [("notebook", "runs done", "to do", "training")]
+    rows += [(number, str(each.done), str(each.missing), estimate(each.seconds)) for number, each in found.items()]
+    total = [each.seconds for each in found.values()]
+    rows.append(("all", str(sum(each.done for each in found.values())),
+                 str(sum(each.missing for each in found.values())), estimate(None if None in total else sum(total))))
+    print(table(rows))
+    print(f"time on this machine: {source}")
+    needed = sum(each.disk for each in found.values())
+    print(f"disk: about {needed / 1e6:,.0f} MB needed, {shutil.disk_usage(REPOSITORY).free / 1e6:,.0f} MB free")
+    return 0
+
+
+def estimate(duration_in_seconds: float | None) -> str:
+    """Minutes in words."""
+    if duration_in_seconds is None:
+        return "?"
+    return f"{duration_in_seconds / 60:.1f} min"
+
+
+def show_reasons(study, numbers: list[str]) -> int:
+    """Print why each missing run is missing."""
+    from igkd.outlook import reasons
+
+    print("\n".join(reasons(study, numbers)) or "every run is recorded")
+    return 0
+
+
+def forget(study, numbers: list[str]) -> None:
+    """Remove the records that the notebooks declare; the teacher, which all need, is the first notebook's."""
+    keys = {item.run.key for item in study.planned(numbers)} & study.store.keys()
+    if TEACHER_NOTEBOOK not in numbers:
+        keys -= {item.run.key for item in study.teacher_runs()}
+    for key in keys:
+        study.store.forget(key)
+    study.log(f"forgot {len(keys)} records; they are trained again")
+
+
+def train_runs(study, numbers: list[str], options: argparse.Namespace, status: Status) -> int:
+    """Train what is missing, without notebooks."""
+    status.begin("training")
+    planned = study.planned(numbers)
+    before = study.store.keys()
+    try:
+        study.ensure(planned, options.budget)
+    except TrainingError as error:
+        print(f"run_all.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        status.say(f"stopped; finished runs are kept. Go on with: {command(options)}")
+        return 130
+    finally:
+        here = study.store.keys()
+        wanted = {item.run.key for item in planned}
+        status.say(f"{len(wanted & (here - before))} runs trained, {len(wanted & before)} were recorded, "
+                   f"{len(wanted - here)} to do")
+    return 0
+
+
+def run_notebooks(study, notebooks: list[Notebook], parameters: dict, options: argparse.Namespace,
+                  status: Status) -> int:
+    """Execute the notebooks one after the other and print the table."""
+    from igkd.outlook import needed_by
+
+    build = REPOSITORY / "build" / options.profile
+    rows = [("notebook", "seconds", "trained", "recorded", "figures", "status")]
+    failed = False
+    for position, notebook in enumerate(notebooks):
+        status.begin(f"{notebook.name} ({position + 1} of {len(notebooks)})")
+        before = study.store.keys()
+        try:
+            result = execute(notebook, build / notebook.path.name, parameters[notebook], REPOSITORY)
+        except KeyboardInterrupt:
+            status.say(f"stopped in {notebook.name}; finished runs are kept. "
+                       f"Go on with: {command(options, notebooks[position:])}")
+            status.say(table(rows))
+            return 130
+        trained = study.store.keys() - before
+        recorded = {item.run.key for item in needed_by(study, notebook.number)} & before
+        failed |= result.error is not None
+        outcome = "ok" if result.error is None else "failed"
+        status.say(f"{notebook.name}: {outcome} in {duration(result.seconds)}"
+                   + (f"; {result.error}" if result.error else ""))
+        rows.append((notebook.name, f"{result.seconds:.0f}", str(len(trained)), str(len(recorded)),
+                     str(result.figures), outcome))
+    status.say("\n" + table(rows))
+    if not failed and len(notebooks) == len(find_notebooks(NOTEBOOKS)):
+        write_timing(study, rows)
+    status.say(f"executed copies are in {build.relative_to(REPOSITORY)}/")
+    return 1 if failed else 0
+
+
+def write_timing(study, rows: list[tuple[str, ...]]) -> None:
+    """Keep how long a whole execution took, one file for executions that trained and one for those that read records."""
+    header, *lines = rows
+    measured = [dict(zip(header, [name, *map(int, numbers), outcome])) for name, *numbers, outcome in lines]
+    kind = "trained" if any(line["trained"] for line in measured) else "recorded"
+    content = {"profile": study.profile.name, "machine": study.compute.describe(), "notebooks": measured}
+    path = study.figures.parent / f"run_all-{study.profile.name}-{kind}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def command(options: argparse.Namespace, left: list[Notebook] | None = None) -> str:
+    """The command that goes on; without --force, which would train finished runs again."""
+    words = ["python", "run_all.py", "--profile", options.profile]
+    if left is not None:
+        words += ["--only", *(notebook.number for notebook in left)]
+    for name, value in (("--data", options.data), ("--device", options.device)):
+        if value not in ("", "auto"):
+            words += [name, value]
+    for name, value in options.parameters:
+        words += ["-p", name, value]
+    if options.runs_only:
+        words.append("--runs-only")
+        words += ["--only", *options.only] if options.only else []
+        words += ["--from", options.start] if options.start else []
+    return shlex.join(words)
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Columns side by side, the first flush left and the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        first.ljust(widths[0]) + "".join(f"  {text:>{width}}" for text, width in zip(others, widths[1:]))
+        for first, *others in rows
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""python -m igkd evaluate, against a direct computation."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, recall_score
+
+from igkd.__main__ import main
+from igkd.images import CIFAR10_MEAN_STD
+from igkd.models import MobileNetV2, pack_weights
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CLASSES = ("ant", "bee", "cat", "dog")
+FRONT = 3
+
+
+def released(model, attention=False):
+    """A state_dict as the authors released them: without our buffers, the attention variants in three parts."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        parts = name.split(".")
+        if parts[0] == "features" and attention:
+            index = int(parts[1])
+            if index < FRONT:
+                parts[:2] = ["front_layers", str(index)]
+            elif index == FRONT:
+                parts[:2] = ["middle_layer"]
+            else:
+                parts[:2] = ["end_layers", str(index - FRONT - 1)]
+        if parts[0] not in ("mean", "std"):
+            state[".".join(parts)] = tensor
+    return state
+
+
+def network(mean_std=None):
+    model = MobileNetV2(len(CLASSES), blocks_removed=13, mean_std=mean_std)
+    generator = torch.Generator().manual_seed(3)
+    model.reset_parameters(generator)
+    torch.nn.init.normal_(model.classifier[1].weight, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory):
+    """A network with standardised input, images on which it is sure, and labels of which it gets most."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    model = network(CIFAR10_MEAN_STD)
+    rng = np.random.default_rng(0)
+    images = (rng.uniform(size=(400, 1, 1, 3)) * rng.integers(0, 256, (400, 8, 8, 3))).astype(np.uint8)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
+        # Rounding (some processors compute in bfloat16) must not decide an image.
+        best = logits.topk(2).values
+        sure = (best[:, 0] - best[:, 1]).argsort(descending=True)[:60]
+    predicted = logits.argmax(1)[sure].numpy()
+    labels = np.where(rng.uniform(size=60) < 0.3, rng.integers(0, 4, 60), predicted)
+    labels[:4] = range(4)
+    path = folder / "images.npz"
+    np.savez(path, train_images=images[:8], train_labels=np.arange(8) % 4, test_images=images[sure.numpy()],
+             test_labels=labels, class_names=np.array(CLASSES))
+    return folder, path, model, labels, predicted
+
+
+def expected(labels, predicted):
+    return [
+        f"accuracy           {np.mean(labels == predicted):.2%}",
+        f"balanced accuracy  {balanced_accuracy_score(labels, predicted):.2%}",
+        f"Cohen's kappa      {cohen_kappa_score(labels, predicted):.4f}",
+        *(f"  {name}  {recall:.2%}" for name, recall in zip(CLASSES, recall_score(labels, predicted, average=None))),
+    ]
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_released_checkpoint(problem, capsys, attention):
+    folder, data, model, labels, predicted = problem
+    weights = folder / f"{attention}.pt"
+    torch.save(released(model, attention), weights)
+    assert main(["evaluate", "--weights", str(weights), "--data", str(data), "--normalize", "cifar10"]) == 0
+    assert capsys.readouterr().out.splitlines()[-7:] == expected(labels, predicted)
+
+
+def test_own_weights_carry_their_standardisation(problem, capsys):
+    folder, data, model, labels, predicted = problem
+    weights = folder / "own.safetensors"
+    weights.write_bytes(pack_weights(model))
+    assert main(["evaluate", "--weights", str(weights), "--data", str(data)]) == 0
+    assert capsys.readouterr().out.splitlines()[-7:] == expected(labels, predicted)
+
+
+@pytest.mark.parametrize(("mean_std", "normalize"), [(None, "cifar10"), (CIFAR10_MEAN_STD, "none")])
+def test_contradicting_standardisation_is_refused(problem, capsys, mean_std, normalize):
+    folder, data, *_ = problem
+    weights = folder / "contradiction.safetensors"
+    weights.write_bytes(pack_weights(network(mean_std)))
+    assert main(["evaluate", "--weights", str(weights), "--data", str(data), "--normalize", normalize]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "carries its own standardisation" in captured.err
+
+
+def test_as_a_program(problem):
+    folder, data, *_ = problem
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    for arguments in (
+        ["evaluate", "--weights", str(folder / "none.pt"), "--data", str(data)],
+        ["evaluate", "--weights", str(data), "--data", str(data)],
+        ["evaluate", "--weights", "x.pt"],
+    ):
+        done = subprocess.run([sys.executable, "-m", "igkd", *arguments], capture_output=True, text=True,
+                              env=environment, cwd=folder)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert len(done.stderr.splitlines()) == 1, done.stderr

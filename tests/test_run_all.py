@@ -1,0 +1,292 @@
+"""run_all.py as a program in a small repository of its own, and the parts behind it."""
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from igkd import doctor, outlook
+from igkd.engine import Study
+from igkd.errors import InputError
+from igkd.notebooks import Notebook, check_parameters, publish, with_outputs
+from igkd.progress import duration, remaining
+from igkd.runs import Record
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PARAMETERS = 'profile = "demo"\ndata = ""\ndevice = "auto"\nn_steps = 8  # of the integral\nlr = 0.1'
+RUN_ALL = runpy.run_path(str(REPOSITORY / "run_all.py"))
+
+TRAIN_ONE = """
+from dataclasses import replace
+from igkd.engine import Study
+from igkd.images import Subset
+from igkd.methods import Recipe
+study = Study(profile, data, device, log=lambda line: None)
+item = study.planned(["03"])[1]
+run = replace(item.run, subset=Subset(0.05), recipe=Recipe(1, 8, one_cycle=False))
+study.ensure([replace(item, run=run)])
+"""
+
+
+def write_notebook(path, title, *code, parameters=PARAMETERS):
+    cells = [new_markdown_cell(f"# {title}"), new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(new_notebook(cells=cells + [new_code_cell(text) for text in code]), path)
+    return Notebook(path)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A repository with this program and notebooks that are made for the tests."""
+    root = tmp_path_factory.mktemp("with {braces}")
+    shutil.copytree(REPOSITORY / "igkd", root / "igkd", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "run_all.py", root)
+    folder = root / "notebooks"
+    write_notebook(folder / "00_start.ipynb", "Start here",
+                   "import os, sys\nprint(sys.executable, os.getcwd(), profile, n_steps, sep='\\n')")
+    write_notebook(folder / "01_broken.ipynb", "Broken", "raise ValueError('broken on purpose')", "print('never')")
+    write_notebook(folder / "02_trains.ipynb", "Trains", TRAIN_ONE)
+    write_notebook(folder / "03_long.ipynb", "Long",
+                   "import os, time\nopen('kernel', 'w').write(str(os.getpid()))\ntime.sleep(600)")
+    return root
+
+
+def environment(root):
+    """The caller's, with a kernel "python3" installed that is not this Python."""
+    kernel = root / "jupyter" / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True, exist_ok=True)
+    kernel.write_text(json.dumps({"argv": ["false"], "display_name": "another", "language": "python"}))
+    without = {name: value for name, value in os.environ.items() if name != "IGKD_DATA"}
+    return without | {"JUPYTER_PATH": str(root / "jupyter")}
+
+
+def run_all(root, *arguments):
+    return subprocess.run([sys.executable, root / "run_all.py", *arguments], capture_output=True, text=True,
+                          cwd=root.parent, env=environment(root))
+
+
+def test_executes_and_goes_on_after_a_failure(repository):
+    done = run_all(repository, "--only", "0", "1", "02", "-p", "n_steps", "5")
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("01_broken: failed") and line.endswith("ValueError: broken on purpose") for line in lines)
+    table = [line.split() for line in lines[lines.index("") + 1:]]
+    assert table[0] == ["notebook", "seconds", "trained", "recorded", "figures", "status"]
+    assert [(row[0], row[2], row[-1]) for row in table[1:4]] == [
+        ("00_start", "0", "ok"), ("01_broken", "0", "failed"), ("02_trains", "1", "ok")]
+
+    build = repository / "build" / "demo"
+    first = nbformat.read(build / "00_start.ipynb", 4)
+    assert first.cells[-1].outputs[0].text.split("\n")[:4] == [sys.executable, str(repository), "demo", "5"]
+    broken = nbformat.read(build / "01_broken.ipynb", 4)
+    assert [shown.ename for cell in broken.cells for shown in cell.get("outputs", ())] == ["ValueError"]
+    assert len(list((build / "records" / "arms").glob("*.json"))) == 1
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["-p", "n_step", "5"], "00_start.ipynb has no parameter 'n_step'; did you mean n_steps?"),
+    (["-p", "n_steps", "many"], "00_start.ipynb takes n_steps as int (by default 8), not 'many'"),
+    (["--only", "17"], "there is no notebook 17; there are 00, 01, 02, 03"),
+    (["--budget", "9m"], "--budget goes with --runs-only"),
+    (["--runs-only", "--budget", "9"], "'9' is no duration such as 90s, 9m or 1h"),
+    (["--list", "--force"], "--force goes with training"),
+    (["--nothing"], "unrecognized arguments: --nothing"),
+])
+def test_bad_usage_is_one_line_before_anything_runs(repository, arguments, message):
+    marker = repository / "build" / "demo" / "00_start.ipynb"
+    before = marker.stat().st_mtime_ns if marker.exists() else None
+    done = run_all(repository, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert (marker.stat().st_mtime_ns if marker.exists() else None) == before
+
+
+def test_input_that_the_study_refuses(repository):
+    done = run_all(repository, "--profile", "huge")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "run_all.py: no profile 'huge'; choose one of: demo, laptop, paper\n"
+
+
+def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on(repository):
+    pid_file = repository / "kernel"
+    process = subprocess.Popen([sys.executable, repository / "run_all.py", "--from", "03", "-p", "lr", "0.2", "--force"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(repository))
+    while process.poll() is None and not (pid_file.exists() and pid_file.read_text()):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Go on with: python run_all.py --profile demo --only 03 -p lr 0.2\n" in out
+    assert "Traceback" not in out + err
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+
+
+def test_list_needs_neither_torch_nor_papermill(repository):
+    code = ("import runpy, sys; sys.argv = ['run_all.py', '--list']\n"
+            "try: runpy.run_path('run_all.py', run_name='__main__')\n"
+            "finally: print({'torch', 'papermill', 'numpy'} & set(sys.modules))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository)
+    assert done.stdout.splitlines() == [
+        "00_start   Start here", "01_broken  Broken", "02_trains  Trains", "03_long    Long", "set()"]
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A demo study in which this machine recorded all runs but the last, at 2e-9 s a multiply-accumulate."""
+    study = Study("demo", root=tmp_path, device="cpu", log=lambda line: None)
+    planned = study.planned()
+    for item in planned[:-1]:
+        provenance = {"machine": study.compute.describe(), "seconds": 2e-9 * study.work(item.run)}
+        study.store.add(Record(item.run, {}, provenance), item.experiment)
+    return study
+
+
+def test_outlook_from_recorded_speed(study):
+    last = study.planned()[-1].run
+    found, source = outlook.outlook(study, ["00", "01", "02", "03"])
+    counts = {number: (each.done, each.missing) for number, each in found.items()}
+    assert counts == {"00": (0, 0), "01": (1, 0), "02": (0, 0), "03": (len(study.planned()) - 2, 1)}
+    assert source == f"{len(study.planned()) - 1} records of this machine"
+    # The missing run needs IG maps, which are not here: the teacher goes over the images once for each step.
+    teacher = study.teacher_runs()[0].run
+    maps = study.work(teacher) / teacher.recipe.num_epochs * study.profile.n_steps
+    assert found["03"].seconds == pytest.approx(2e-9 * (study.work(last) + maps))
+    assert found["01"].seconds == 0
+
+
+def test_records_of_another_machine_do_not_time_this_one(study):
+    for record in list(study.store.records()):
+        machine = record.provenance["machine"] | {"name": "another"}
+        study.store.add(replace(record, provenance=record.provenance | {"machine": machine}), "arms")
+        (study.store.root / "search" / f"{record.key}.json").unlink(missing_ok=True)
+        (study.store.root / "teacher" / f"{record.key}.json").unlink(missing_ok=True)
+    found, source = outlook.outlook(study, ["03"])
+    assert source.startswith("a few steps measured now")
+    assert 0 < found["03"].seconds < 3600
+
+
+def test_reasons_name_the_field(study):
+    last = study.planned()[-1]
+    for item in study.planned()[:-1]:
+        if item.labels != {"arm": last.labels["arm"], "seed": 0}:
+            study.store.forget(item.run.key)
+    assert outlook.reasons(study, ["03"])[-1] == f"arms KD+IG 2 ({last.run.key}): seed: 0 -> 2"
+    before = study.profile.recipe
+    study.profile = replace(study.profile, recipe=replace(before, num_epochs=before.num_epochs + 1))
+    del study.plan
+    (line,) = [line for line in outlook.reasons(study, ["03"]) if line.startswith("arms KD+IG 0 ")]
+    assert line.endswith(f"): recipe.num_epochs: {before.num_epochs} -> {before.num_epochs + 1}")
+
+
+def test_force_leaves_the_teacher_to_its_own_notebook(study):
+    teacher = study.teacher_runs()[0].run.key
+    RUN_ALL["forget"](study, ["03"])
+    assert study.store.keys() == {teacher}
+    RUN_ALL["forget"](study, ["01"])
+    assert study.store.keys() == set()
+
+
+def test_runs_only_stops_at_its_budget(repository):
+    done = run_all(repository, "--runs-only", "--only", "03", "--budget", "0s")
+    assert done.returncode == 0, done.stderr
+    assert "runs are left for another time" in done.stdout
+    assert " to do" in done.stdout.splitlines()[-1]
+
+
+def test_values_of_parameters(tmp_path):
+    notebook = write_notebook(tmp_path / "00_x.ipynb", "X")
+    given = {"n_steps": "16", "lr": "1", "data": "123"}
+    values = check_parameters(notebook, given)
+    assert values == {"n_steps": 16, "lr": 1.0, "data": "123"}
+    assert [type(value) for value in values.values()] == [int, float, str]
+    nbformat.write(new_notebook(cells=[new_code_cell("a = 1")]), tmp_path / "01_y.ipynb")
+    with pytest.raises(InputError, match="has 0 cells tagged 'parameters'"):
+        check_parameters(Notebook(tmp_path / "01_y.ipynb"), {})
+    (tmp_path / "02_z.ipynb").write_text("{")
+    with pytest.raises(InputError, match="02_z.ipynb cannot be read as a notebook"):
+        check_parameters(Notebook(tmp_path / "02_z.ipynb"), {})
+
+
+def executed(source, outputs):
+    """What papermill leaves of `source`: an injected cell, timing, numbers one off."""
+    copy = nbformat.from_dict(json.loads(json.dumps(source)))
+    copy.metadata["papermill"] = {"duration": 3.2, "parameters": {"data": "/home/someone"}}
+    for number, cell in enumerate(copy.cells):
+        cell.metadata["papermill"] = {"duration": 1.0}
+        if cell.cell_type == "code":
+            cell.metadata["execution"] = {"iopub.status.busy": "2026-01-01"}
+            cell.execution_count = number + 7
+    copy.cells[-1].outputs = outputs
+    copy.cells.insert(2, new_code_cell("data = '/home/someone'", metadata={"tags": ["injected-parameters"]}))
+    return copy
+
+
+def test_published_notebook_has_outputs_and_no_trace_of_the_execution(tmp_path):
+    notebook = write_notebook(tmp_path / "00_x.ipynb", "X", "1 + 1")
+    source = nbformat.read(notebook.path, 4)
+    result = new_output("execute_result", {"text/plain": "2"}, execution_count=9)
+    nbformat.write(executed(source, [result]), tmp_path / "done.ipynb")
+    publish(notebook, tmp_path / "done.ipynb")
+    published = nbformat.read(notebook.path, 4)
+    assert published.cells[-1].outputs[0].data == {"text/plain": "2"}
+    assert [cell.get("execution_count") for cell in published.cells] == [None, 1, 2]
+    assert published.cells[-1].outputs[0].execution_count == 2
+    for cell in published.cells[1:]:
+        cell.execution_count, cell.outputs = None, []
+    assert published == source
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda done: done.cells[-1].update(source="1 + 2"), "edited"),
+    (lambda done: done.cells[-1].update(execution_count=None), "not executed to its end"),
+    (lambda done: done.cells[-1].update(outputs=[new_output("error", ename="E", evalue="", traceback=[])]), "error"),
+])
+def test_only_a_finished_execution_of_the_same_notebook_is_published(tmp_path, change, message):
+    source = nbformat.read(write_notebook(tmp_path / "00_x.ipynb", "X", "1 + 1").path, 4)
+    done = executed(source, [])
+    change(done)
+    with pytest.raises(InputError, match=message):
+        with_outputs(source, done)
+
+
+def test_doctor_finds_what_is_wrong(tmp_path):
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[project]\ndependencies = ["numpy>=999", "no-such-package-here", "pytest"]\n')
+    finding = doctor.check_packages(project)
+    assert not finding.ok and finding.fix
+    assert "numpy is " in finding.detail and "no-such-package-here is missing" in finding.detail
+    assert "pytest" not in finding.detail
+    assert not doctor.check_disk(tmp_path, minimum=1e18).ok
+    assert doctor.check_disk(tmp_path, minimum=1).ok
+    assert doctor.check_torch().ok
+    with pytest.raises(InputError, match="--data"):
+        doctor.check_data("laptop", str(tmp_path / "nowhere"))
+
+
+def test_check_reports_every_finding(repository):
+    done = run_all(repository, "--check", "--profile", "laptop", "--data", "nowhere.npz")
+    assert done.returncode == 1, done.stderr
+    found = {line[9:].split(":")[0]: line[:7].strip() for line in done.stdout.splitlines() if line[0] != " "}
+    assert found.keys() == {"Python", "packages", "torch and torchvision", "kernel", "device", "disk", "data"}
+    assert found["kernel"] == "ok" and found["data"] == "PROBLEM"
+    assert "fix: " in done.stdout.splitlines()[-1]
+
+
+def test_time_left():
+    assert remaining(100.0, 4, 160.0, done=7, total=10) == pytest.approx(60)
+    assert remaining(100.0, 4, 160.0, done=4, total=10) is None
+    assert [duration(x) for x in (0, 59.4, 59.6, 187, 7500)] == ["0 s", "59 s", "1:00 min", "3:07 min", "2:05 h"]
+    assert [RUN_ALL["seconds"](text) for text in ("90s", "9m", "1.5h")] == [90, 540, 5400]
