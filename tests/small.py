@@ -34,7 +34,8 @@ def small_images(seed: int = 0, n_train: int = 40, n_test: int = 12) -> ImageSet
 def small_run(images: ImageSet, method: Method = Method(), recipe: Recipe = RECIPE, seed: int = 0,
               architecture: Architecture = Architecture(17), **fields) -> Run:
     signals = SignalSpec("a teacher", n_steps=4) if method.uses_teacher else None
-    return Run(images.fingerprint, fields.pop("subset", Subset()), architecture, method, recipe, signals, seed, **fields)
+    subset = fields.pop("subset", Subset())
+    return Run(images.fingerprint, subset, architecture, method, recipe, signals, seed, **fields)
 
 
 def small_signals(images: ImageSet, blocks_removed: int = 17, seed: int = 0) -> Signals:

@@ -53,7 +53,8 @@ def test_image_and_map_move_together(seed, padding):
 
 
 @pytest.mark.parametrize("top, left, mirror, row, column", [
-    (2, 2, False, 0, 0), (0, 0, False, 2, 2), (0, 1, False, 2, 1), (2, 2, True, 0, SIZE - 1), (1, 0, True, 1, SIZE - 3),
+    (2, 2, False, 0, 0), (0, 0, False, 2, 2), (0, 1, False, 2, 1), (2, 2, True, 0, SIZE - 1),
+    (1, 0, True, 1, SIZE - 3),
 ])
 def test_a_bright_corner_of_the_map_lands_where_the_corner_of_the_image_lands(top, left, mirror, row, column):
     image, bright = torch.zeros(1, SIZE, SIZE, 3), torch.zeros(1, SIZE, SIZE)

@@ -46,7 +46,7 @@ def test_differences_name_the_changed_fields():
 
 
 def test_differences_are_from_the_most_similar_record():
-    near, far = replace(RUN, seed=1), replace(RUN, seed=1, data="other", split="test", architecture=Architecture(15))
+    near, far = replace(RUN, seed=1), replace(RUN, seed=1, data="other", architecture=Architecture(15))
     for records in ([record(near), record(far)], [record(far), record(near)]):
         assert differences(RUN, records) == {"seed": (1, 0)}
     assert differences(RUN, []) == {}
@@ -101,8 +101,8 @@ def test_the_table_has_labels_measures_and_seconds(small_study):
     items = planned(0, 1)
     table = small_study.ensure(items)
     assert list(table.columns) == [
-        "arm", "seed", "key", "accuracy", "balanced_accuracy", "kappa", "loss", "n_test", "n_train", "train_accuracy",
-        "seconds",
+        "arm", "seed", "key", "accuracy", "balanced_accuracy", "kappa", "loss", "n_test", "n_train",
+        "train_accuracy", "seconds",
     ]
     assert list(table.key) == [item.run.key for item in items]
     kept = small_study.store.find(items[1].run.key)

@@ -181,8 +181,10 @@ def damaged_files(folder):
         (folder / name).write_bytes(content)
     states = {
         "list.pt": [1, 2], "numbers.pt": {0: torch.zeros(1)}, "nested.pt": {"state_dict": tensors},
-        "letters.pt": {"features.a.weight": torch.zeros(1)}, "scalar.pt": {"features.0.0.weight": torch.tensor(1.0)},
-        "others.pt": {"conv1.weight": torch.zeros(1)}, "too-deep.pt": {**tensors, "features.19.weight": torch.zeros(1)},
+        "letters.pt": {"features.a.weight": torch.zeros(1)},
+        "scalar.pt": {"features.0.0.weight": torch.tensor(1.0)},
+        "others.pt": {"conv1.weight": torch.zeros(1)},
+        "too-deep.pt": {**tensors, "features.19.weight": torch.zeros(1)},
         "lacking.pt": {name: tensor for name, tensor in tensors.items() if "classifier" not in name},
     }
     for name, state in states.items():

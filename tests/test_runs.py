@@ -16,7 +16,9 @@ RUN = Run(
     subset=Subset(fraction=0.8, seed=3, validation=0.1),
     architecture=Architecture(blocks_removed=5, width=1.0, normalize=False),
     method=Method(alpha=0.01, temperature=2.5, overlay_prob=0.1, gamma=0.8, overlay_weight=0.5, max_exponent=2.0),
-    recipe=Recipe(num_epochs=16, batch_size=64, optimizer="sgd", lr=0.05, one_cycle=True, weight_decay=5e-4, padding=4),
+    recipe=Recipe(
+        num_epochs=16, batch_size=64, optimizer="sgd", lr=0.05, one_cycle=True, weight_decay=5e-4, padding=4
+    ),
     signals=SignalSpec(teacher="fedcba9876543210", variant="described", n_steps=50, baseline="mean"),
     seed=7,
     split="test",
@@ -76,7 +78,9 @@ def test_the_key_changes_with_the_version_of_the_training_code(monkeypatch):
 
 def test_equal_runs_have_equal_keys_however_their_numbers_are_written():
     whole = dataclasses.replace(RUN, method=Method(gamma=1, temperature=2), recipe=Recipe(num_epochs=1, lr=1))
-    broken = dataclasses.replace(RUN, method=Method(gamma=1.0, temperature=2.0), recipe=Recipe(num_epochs=1, lr=1.0))
+    broken = dataclasses.replace(
+        RUN, method=Method(gamma=1.0, temperature=2.0), recipe=Recipe(num_epochs=1, lr=1.0)
+    )
     assert whole == broken and whole.key == broken.key
 
 

@@ -26,7 +26,8 @@ def load(folder, images=IMAGES, teacher=TEACHER, method=ALL, tap=TAP):
 
 
 def equal(first, second):
-    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in ("logits", "attention", "maps"))
+    names = ("logits", "attention", "maps")
+    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in names)
 
 
 def test_teacher_of_these_tests_is_right():
@@ -39,7 +40,8 @@ def test_logits_and_attention_are_those_of_a_direct_pass_in_data_set_order(tmp_p
         for row in range(len(IMAGES.train_images)):
             logits, activation = TEACHER.model(as_input(IMAGES.train_images[row: row + 1]), TAP)
             torch.testing.assert_close(signals.logits[row], logits[0], rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(signals.attention[row].float(), attention_map(activation)[0], rtol=2e-3, atol=1e-5)
+            attention = attention_map(activation)[0]
+            torch.testing.assert_close(signals.attention[row].float(), attention, rtol=2e-3, atol=1e-5)
 
 
 def test_maps_are_captums_on_the_same_teacher(tmp_path):
@@ -85,7 +87,7 @@ def test_only_what_the_method_needs_is_given(tmp_path):
 
 
 def bits(size):
-    """Places in a file of this size: the header's length, the whole header's beginning, and samples of the rest."""
+    """Places in a file of this size: in the header's length, in the header, and in the tensor."""
     random = np.random.default_rng(0)
     return [0, 1, 7, *range(8, 400, 23), *random.integers(400, size, 10), size - 1]
 

@@ -119,7 +119,8 @@ def test_the_map_of_an_image_is_moved_with_it(tmp_path):
     images = replace(IMAGES, train_images=np.repeat(grey[..., None], 3, axis=3))
     signals = Signals(maps=torch.from_numpy(grey).half())
     plain = trained(small_run(images, subset=HALF), tmp_path, images=images)
-    overlaid = trained(small_run(images, Method(overlay_prob=1.0, max_exponent=1.0), subset=HALF), tmp_path, signals, images)
+    all_overlaid = small_run(images, Method(overlay_prob=1.0, max_exponent=1.0), subset=HALF)
+    overlaid = trained(all_overlaid, tmp_path, signals, images)
     assert overlaid.outcome == plain.outcome
 
 
@@ -351,8 +352,8 @@ def study(tmp_path):
 
 
 def test_other_runs_go_on_after_one_that_failed(study):
-    good, bad, other = small_run(IMAGES), small_run(IMAGES, recipe=replace(RECIPE, lr=1e30, one_cycle=False)), \
-        small_run(IMAGES, seed=1)
+    good, other = small_run(IMAGES), small_run(IMAGES, seed=1)
+    bad = small_run(IMAGES, recipe=replace(RECIPE, lr=1e30, one_cycle=False))
     with pytest.raises(TrainingError, match=f"1 of 3 runs failed.*{bad.key}"):
         study.ensure(planned(good, bad, other))
     assert study.store.keys() == {good.key, other.key}
