@@ -206,7 +206,7 @@ class Study:
                 record = self.train(item.run, lambda line: self._progress(
                     len(planned) - len(missing) + number - 1, len(planned), f"{name}: {line}"))  # noqa: B023
                 self.store.add(record, item.experiment)
-            except (TrainingError, OSError) as error:
+            except (TrainingError, OSError, torch.OutOfMemoryError) as error:
                 failures.append(f"{name} ({item.run.key}): {error}")
                 self.log(f"failed: {failures[-1]}")
             else:

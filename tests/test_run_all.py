@@ -223,14 +223,14 @@ def test_values_of_parameters(tmp_path):
 def executed(source, outputs):
     """What papermill leaves of `source`: an injected cell, timing, numbers one off."""
     copy = nbformat.from_dict(json.loads(json.dumps(source)))
-    copy.metadata["papermill"] = {"duration": 3.2, "parameters": {"data": "/home/someone"}}
+    copy.metadata["papermill"] = {"duration": 3.2, "parameters": {"data": "/somewhere/else"}}
     for number, cell in enumerate(copy.cells):
         cell.metadata["papermill"] = {"duration": 1.0}
         if cell.cell_type == "code":
             cell.metadata["execution"] = {"iopub.status.busy": "2026-01-01"}
             cell.execution_count = number + 7
     copy.cells[-1].outputs = outputs
-    copy.cells.insert(2, new_code_cell("data = '/home/someone'", metadata={"tags": ["injected-parameters"]}))
+    copy.cells.insert(2, new_code_cell("data = '/somewhere/else'", metadata={"tags": ["injected-parameters"]}))
     return copy
 
 
