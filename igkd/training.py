@@ -90,12 +90,12 @@ def train(
     optimizer, scheduler = _optimizer(model, recipe, max(1, len(rows) // recipe.batch_size))
     loop = _Loop(run, images, signals, rows, compute)
     history, seconds = _restore(store.checkpoint_path(run.key), model, optimizer, scheduler, log)
-    if compiled:
-        model.compile()
+    # Evaluation has other batch sizes, for which compiling again would not pay, so it uses `model` itself.
+    stepped = torch.compile(model) if compiled else model
     saved = -math.inf
     for epoch in range(len(history), recipe.num_epochs):
         started = time.monotonic()
-        means = loop.epoch(model, optimizer, scheduler, epoch)
+        means = loop.epoch(stepped, optimizer, scheduler, epoch)
         if not math.isfinite(means["loss"]):
             raise TrainingError(f"the loss is {means['loss']} in epoch {epoch + 1}; lower lr, alpha or gamma")
         elapsed = time.monotonic() - started
