@@ -62,25 +62,41 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--from", dest="start", metavar="NN", help="only this notebook and those after it")
     parser.add_argument("--data", default="", help="CIFAR-10 or your own images: a folder, an .npz file, or 'download'")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
-    parser.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                        help="set a parameter of the notebooks")
-    parser.add_argument("--force", action="store_true",
-                        help="forget what is recorded and train it again: all of it, or that of the --only notebooks")
+    parser.add_argument(
+        "-p",
+        dest="parameters",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a parameter of the notebooks",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="forget what is recorded and train it again, all of it or that of the --only notebooks "
+        "(records of the laptop and paper profiles are files of the repository)",
+    )
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--list", action="store_true", help="list the notebooks")
     action.add_argument("--plan", action="store_true", help="runs done and to do, time and disk that they need")
     action.add_argument("--why", action="store_true", help="for each run to do, what differs from the nearest record")
     action.add_argument("--check", action="store_true", help="check Python, packages, kernel, device, disk and data")
     action.add_argument("--runs-only", action="store_true", help="train what is missing, without notebooks")
-    action.add_argument("--publish", action="store_true",
-                        help="copy outputs, figures and times of this profile's execution into the repository")
-    parser.add_argument("--budget", type=seconds, metavar="9m",
-                        help="with --runs-only: start no run after 90s, 9m or 1h")
+    action.add_argument(
+        "--publish",
+        action="store_true",
+        help="copy outputs, figures and times of this profile's execution into the repository",
+    )
+    parser.add_argument(
+        "--budget", type=seconds, metavar="9m", help="with --runs-only: start no run after 90s, 9m or 1h"
+    )
     options = parser.parse_args()
     if options.budget is not None and not options.runs_only:
         parser.error("--budget goes with --runs-only")
-    if options.parameters and (options.list or options.plan or options.why or options.check or options.publish
-                               or options.runs_only):
+    if options.parameters and (
+        options.list or options.plan or options.why or options.check or options.publish or options.runs_only
+    ):
         parser.error("-p goes with executing notebooks")
     if options.force and (options.list or options.plan or options.why or options.check or options.publish):
         parser.error("--force goes with training: alone or with --runs-only")
@@ -183,8 +199,14 @@ def show_plan(study, numbers: list[str]) -> int:
     rows = [("notebook", "runs done", "to do", "training")]
     rows += [(number, str(each.done), str(each.missing), estimate(each.seconds)) for number, each in found.items()]
     total = [each.seconds for each in found.values()]
-    rows.append(("all", str(sum(each.done for each in found.values())),
-                 str(sum(each.missing for each in found.values())), estimate(None if None in total else sum(total))))
+    rows.append(
+        (
+            "all",
+            str(sum(each.done for each in found.values())),
+            str(sum(each.missing for each in found.values())),
+            estimate(None if None in total else sum(total)),
+        )
+    )
     print(table(rows))
     print(f"time on this machine: {source}")
     needed = sum(each.disk for each in found.values())
@@ -233,13 +255,16 @@ def train_runs(study, numbers: list[str], options: argparse.Namespace, status: S
     finally:
         here = study.store.keys()
         wanted = {item.run.key for item in planned}
-        status.say(f"{len(wanted & (here - before))} runs trained, {len(wanted & before)} were recorded, "
-                   f"{len(wanted - here)} to do")
+        status.say(
+            f"{len(wanted & (here - before))} runs trained, {len(wanted & before)} were recorded, "
+            f"{len(wanted - here)} to do"
+        )
     return 0
 
 
-def run_notebooks(study, notebooks: list[Notebook], parameters: dict, options: argparse.Namespace,
-                  status: Status) -> int:
+def run_notebooks(
+    study, notebooks: list[Notebook], parameters: dict, options: argparse.Namespace, status: Status
+) -> int:
     """Execute the notebooks one after the other and print the table."""
     from igkd.outlook import needed_by
 
@@ -252,18 +277,29 @@ def run_notebooks(study, notebooks: list[Notebook], parameters: dict, options: a
         try:
             result = execute(notebook, build / notebook.path.name, parameters[notebook], REPOSITORY)
         except KeyboardInterrupt:
-            status.say(f"stopped in {notebook.name}; finished runs are kept. "
-                       f"Go on with: {command(options, notebooks[position:])}")
+            status.say(
+                f"stopped in {notebook.name}; finished runs are kept. "
+                f"Go on with: {command(options, notebooks[position:])}"
+            )
             status.say(table(rows))
             return 130
         trained = study.store.keys() - before
         recorded = {item.run.key for item in needed_by(study, notebook.number)} & before
         failed |= result.error is not None
         outcome = "ok" if result.error is None else "failed"
-        status.say(f"{notebook.name}: {outcome} in {duration(result.seconds)}"
-                   + (f"; {result.error}" if result.error else ""))
-        rows.append((notebook.name, f"{result.seconds:.0f}", str(len(trained)), str(len(recorded)),
-                     str(result.figures), outcome))
+        status.say(
+            f"{notebook.name}: {outcome} in {duration(result.seconds)}" + (f"; {result.error}" if result.error else "")
+        )
+        rows.append(
+            (
+                notebook.name,
+                f"{result.seconds:.0f}",
+                str(len(trained)),
+                str(len(recorded)),
+                str(result.figures),
+                outcome,
+            )
+        )
     status.say("\n" + table(rows))
     if not failed and len(notebooks) == len(find_notebooks(NOTEBOOKS)):
         write_timing(study, rows)

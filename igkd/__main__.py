@@ -12,12 +12,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = OneLineParser(prog="python -m igkd", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     evaluation = commands.add_parser("evaluate", help="accuracy, balanced accuracy, Cohen's kappa, accuracy per class")
-    evaluation.add_argument("--weights", required=True, metavar="FILE",
-                            help="our .safetensors, or a released checkpoint (a PyTorch state_dict)")
+    evaluation.add_argument(
+        "--weights",
+        required=True,
+        metavar="FILE",
+        help="our .safetensors, or a released checkpoint (a PyTorch state_dict)",
+    )
     evaluation.add_argument("--data", required=True, help="CIFAR-10 or your own images: a folder or an .npz file")
-    evaluation.add_argument("--normalize", choices=("none", "cifar10"),
-                            help="how images in [0, 1] are standardised for weights that do not say so themselves "
-                                 "(default: none, as the paper's students; its teacher takes cifar10)")
+    evaluation.add_argument(
+        "--normalize",
+        choices=("none", "cifar10"),
+        help="how images in [0, 1] are standardised for weights that do not say so themselves "
+        "(default: none, as the paper's students; its teacher takes cifar10)",
+    )
     evaluation.add_argument("--device", default="auto")
     commands.add_parser("readme", help="make the generated parts of README.md anew")
     options = parser.parse_args(arguments)

@@ -121,9 +121,7 @@ def integrated_gradients(
         if batch_size is None:
             batch_size = _useful_batch_size(f, images[:1])
         with torch.no_grad():
-            at_image, at_baseline = (
-                torch.cat([f(x) for x in part.split(batch_size)]) for part in (images, baseline)
-            )
+            at_image, at_baseline = (torch.cat([f(x) for x in part.split(batch_size)]) for part in (images, baseline))
         target = at_image.argmax(1) if target is None else _checked_target(target, at_image)
         attributions = torch.empty_like(images)
         done = 0
@@ -227,19 +225,24 @@ def saliency_map(attributions: Tensor) -> Tensor:
 
 
 def _integrals(
-    f: Callable[[Tensor], Tensor], images: Tensor, baseline: Tensor, target: Tensor,
-    nodes: Tensor, weights: Tensor, batch_size: int,
+    f: Callable[[Tensor], Tensor],
+    images: Tensor,
+    baseline: Tensor,
+    target: Tensor,
+    nodes: Tensor,
+    weights: Tensor,
+    batch_size: int,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield (rows, attributions of these images); a batch holds whole images or some steps of one."""
     n_steps = len(nodes)
     num_images = max(1, min(batch_size // n_steps, len(images)))
     num_batches = -(-n_steps // batch_size)
     num_steps = -(-n_steps // num_batches)
-    layout = (torch.channels_last if images.is_contiguous(memory_format=torch.channels_last)
-              else torch.contiguous_format)
+    layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     # Allocating and faulting in fresh pages for each batch costs more than writing the points.
-    buffer = torch.empty((num_images * num_steps, *images.shape[1:]), dtype=images.dtype,
-                         device=images.device, memory_format=layout)
+    buffer = torch.empty(
+        (num_images * num_steps, *images.shape[1:]), dtype=images.dtype, device=images.device, memory_format=layout
+    )
     for first in range(0, len(images), num_images):
         rows = slice(first, first + num_images)
         start = baseline if len(baseline) == 1 else baseline[rows]
@@ -248,13 +251,14 @@ def _integrals(
         gradient = torch.zeros_like(difference)
         for alphas, shares in zip(nodes.split(num_steps), weights.split(num_steps), strict=True):
             points = buffer[: count * len(alphas)]
-            torch.addcmul(start[:, None], difference[:, None], alphas.view(-1, 1, 1, 1),
-                          out=points.unflatten(0, (count, -1)))
+            torch.addcmul(
+                start[:, None], difference[:, None], alphas.view(-1, 1, 1, 1), out=points.unflatten(0, (count, -1))
+            )
             with torch.enable_grad():
                 points = points.detach().requires_grad_()
                 classes = target[rows].repeat_interleave(len(alphas))
                 scores = f(points).gather(1, classes[:, None]).squeeze(1)
-                weighted, = torch.autograd.grad(scores, points, shares.repeat(count))
+                (weighted,) = torch.autograd.grad(scores, points, shares.repeat(count))
             gradient += weighted.unflatten(0, (count, -1)).sum(1)
         yield rows, gradient * difference
 
@@ -277,8 +281,9 @@ def _useful_batch_size(f: Callable[[Tensor], Tensor], image: Tensor) -> int:
 def _bytes_kept(f: Callable[[Tensor], Tensor], x: Tensor) -> int:
     """Bytes that a forward pass keeps for the backward pass; what two layers keep counts twice."""
     kept = []
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: kept.append(tensor.nbytes), lambda _: None
+    with (
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes), lambda _: None),
     ):
         f(x.detach().requires_grad_())
     return sum(kept)

@@ -42,7 +42,12 @@ class Draw:
 
 
 def draw(
-    n: int, generator: torch.Generator, *, padding: int, mirror: bool, overlay_prob: float = 0.0,
+    n: int,
+    generator: torch.Generator,
+    *,
+    padding: int,
+    mirror: bool,
+    overlay_prob: float = 0.0,
     max_exponent: float = 2.0,
 ) -> Draw:
     """Draw for `n` images.

@@ -39,8 +39,13 @@ def sizes(num_classes: int = 10, size: tuple[int, int] = (32, 32)) -> pd.DataFra
     rows = []
     for cut in (0, *BLOCKS_REMOVED):
         model = MobileNetV2(num_classes, cut)
-        rows.append({"blocks removed": cut, "parameters": count_parameters(model),
-                     "million MACs": multiply_accumulates(model, size) / 1e6})
+        rows.append(
+            {
+                "blocks removed": cut,
+                "parameters": count_parameters(model),
+                "million MACs": multiply_accumulates(model, size) / 1e6,
+            }
+        )
     table = pd.DataFrame(rows)
     table.insert(2, "compression factor", table.parameters[0] / table.parameters)
     table["MAC ratio"] = table["million MACs"][0] / table["million MACs"]

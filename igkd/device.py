@@ -1,8 +1,7 @@
 """How arithmetic is done on this machine: device, precision, memory layout, compilation.
 
-Every choice that a measurement supports is made here and nowhere else (see docs/performance.md), and goes into
-each record. None of them is part of a run's description: they change seconds and the last digits, not the
-experiment.
+Every choice that a measurement supports is made here and nowhere else, and goes into each record. None of them is part
+of a run's description: they change seconds and the last digits, not the experiment.
 """
 
 import os

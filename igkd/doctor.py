@@ -113,12 +113,17 @@ def check_kernel() -> Finding:
 
     with tempfile.TemporaryDirectory() as folder:
         path, output = Path(folder) / "00_check.ipynb", Path(folder) / "done.ipynb"
-        cells = [new_code_cell("", metadata={"tags": ["parameters"]}), new_code_cell("import sys; print(sys.executable)")]
+        cells = [
+            new_code_cell("", metadata={"tags": ["parameters"]}),
+            new_code_cell("import sys; print(sys.executable)"),
+        ]
         nbformat.write(new_notebook(cells=cells), path)
         execution = execute(Notebook(path), output, {}, Path(folder))
         log = output.with_suffix(".log").read_text(errors="replace").strip()
         if execution.error:
-            return Finding("kernel", False, f"{execution.error} {log[-200:]}".strip(), f"{_INSTALL}; it brings ipykernel")
+            return Finding(
+                "kernel", False, f"{execution.error} {log[-200:]}".strip(), f"{_INSTALL}; it brings ipykernel"
+            )
         used = nbformat.read(output, as_version=4).cells[-1].outputs[0].text.strip()
     if used != sys.executable:
         return Finding("kernel", False, f"notebooks run under {used}, not {sys.executable}", _INSTALL)
@@ -157,8 +162,12 @@ def check_data(profile: str, data: str | None) -> Finding:
     from igkd.engine import Study
 
     images = Study(profile, data, "cpu").images
-    return Finding("data", True, f"{images.name}: {len(images.train_images):,} training and {len(images.test_images):,} "
-                                 f"test images, fingerprint {images.fingerprint}")
+    return Finding(
+        "data",
+        True,
+        f"{images.name}: {len(images.train_images):,} training and {len(images.test_images):,} "
+        f"test images, fingerprint {images.fingerprint}",
+    )
 
 
 _INSTALL = "make, or pip install -e . in this environment"

@@ -21,9 +21,7 @@ from igkd.device import Compute, pick_compute
 from igkd.errors import InputError, TrainingError
 from igkd.experiments import NOTEBOOKS, Plan, Planned, Profile, profile, teacher_run
 from igkd.images import ImageSet, load_images, train_indices
-from igkd.models import (
-    Architecture, MobileNetV2, attention_tap, compression_factor, load_weights, weights_metadata,
-)
+from igkd.models import Architecture, attention_tap, compression_factor, load_weights, weights_metadata
 from igkd.runs import Record, Run, SignalSpec, Store, write_atomically
 from igkd.signals import Signals, Teacher, ig_maps, load_signals
 from igkd.training import train
@@ -39,7 +37,7 @@ class Study:
 
     Parameters
     ----------
-    profile : str
+    profile_name : str
         ``"demo"``, ``"laptop"`` or ``"paper"``.
     data : str or path, optional
         Where CIFAR-10 is (see `igkd.images.load_images`).
@@ -56,8 +54,14 @@ class Study:
         If the profile, the data or the device cannot be used.
     """
 
-    def __init__(self, profile_name: str = "demo", data=None, device: str = "auto", root: Path | None = None,
-                 log: Callable[[str], None] = print):
+    def __init__(
+        self,
+        profile_name: str = "demo",
+        data=None,
+        device: str = "auto",
+        root: Path | None = None,
+        log: Callable[[str], None] = print,
+    ):
         root = REPOSITORY if root is None else Path(root)
         self.profile: Profile = profile(profile_name)
         self.data = data or None
@@ -97,7 +101,9 @@ class Study:
         else:
             path = self.store.shipped / SHIPPED_TEACHER
             if not path.exists():
-                raise InputError(f"the {self.profile.name} profile needs the teacher {path}; get it from the repository")
+                raise InputError(
+                    f"the {self.profile.name} profile needs the teacher {path}; get it from the repository"
+                )
             key = weights_metadata(path)["run"]
         return Plan(self.profile, self.fingerprint, key)
 
@@ -109,8 +115,16 @@ class Study:
     def describe_student(self) -> str:
         """The profile's student, for captions."""
         cut = self.profile.blocks_removed
-        factor = compression_factor(cut, num_classes=self.images.num_classes)
-        return f"{cut} of 19 blocks removed, {factor:.2f}x fewer parameters than the teacher"
+        return f"{cut} of 19 blocks removed, {self._factor():.2f}x fewer parameters than the teacher"
+
+    def title(self) -> str:
+        """Data and compression factor in a few words."""
+        names = {"cifar10": "CIFAR-10"}
+        share = f", {len(self.images.train_labels):,} images" if self.profile.take else ""
+        return f"here: {names.get(self.images.name, self.images.name)}{share}, {self._factor():.2f}x"
+
+    def _factor(self) -> float:
+        return compression_factor(self.profile.blocks_removed, num_classes=self.images.num_classes)
 
     def teacher_runs(self) -> list[Planned]:
         """The teacher's own training, where this profile trains one."""
@@ -120,7 +134,9 @@ class Study:
 
     def planned(self, notebooks: Iterable[str] = NOTEBOOKS) -> list[Planned]:
         """The runs that the notebooks declare, the teacher first, then round-robin over seeds."""
-        declared = [item for name in notebooks for experiment in NOTEBOOKS.get(name, ()) for item in experiment(self.plan)]
+        declared = [
+            item for name in notebooks for experiment in NOTEBOOKS.get(name, ()) for item in experiment(self.plan)
+        ]
         unique = {item.run.key: item for item in declared}.values()
         return self.teacher_runs() + sorted(unique, key=lambda item: item.labels["seed"])
 
@@ -135,7 +151,8 @@ class Study:
                 record = self.store.find(key)
                 raise InputError(
                     f"the weights of the teacher {key} are not here, only its record; train it again with --force"
-                    if record else f"there is no teacher {key}; run the teacher's notebook first"
+                    if record
+                    else f"there is no teacher {key}; run the teacher's notebook first"
                 )
             metadata = weights_metadata(path)
             self._teachers[key] = Teacher(load_weights(path, self.images.num_classes), float(metadata["accuracy"]))
@@ -152,16 +169,15 @@ class Study:
     def ig_maps(self, n_steps: int | None = None, baseline: str = "mean"):
         """IG maps (N, H, W) of all training images."""
         spec = SignalSpec(self.plan.teacher_key, n_steps=n_steps or self.profile.n_steps, baseline=baseline)
-        return ig_maps(self.images, self.teacher(), spec, self.store.scratch / "signals", self.compute, self.log,
-                       self._map_progress)
-
-    def student(self, run: Run) -> MobileNetV2:
-        """The trained network of a run, trained again if only its record is here."""
-        path = self.store.find_weights(run.key)
-        if path is None:
-            self.train(run)
-            path = self.store.weights_path(run.key)
-        return load_weights(path, self.images.num_classes)
+        return ig_maps(
+            self.images,
+            self.teacher(),
+            spec,
+            self.store.scratch / "signals",
+            self.compute,
+            self.log,
+            self._map_progress,
+        )
 
     def train(self, run: Run, log: Callable[[str], None] = lambda line: None) -> Record:
         """Train one run now, whether or not it is recorded; the record is returned, not kept."""
@@ -169,8 +185,16 @@ class Study:
         if run.signals is not None:
             teacher = self.teacher()
             tap = attention_tap(run.architecture.blocks_removed) if run.method.gamma else None
-            signals = load_signals(run, self.images, teacher, tap, self.store.scratch / "signals",
-                                   self.compute, self.log, self._map_progress)
+            signals = load_signals(
+                run,
+                self.images,
+                teacher,
+                tap,
+                self.store.scratch / "signals",
+                self.compute,
+                self.log,
+                self._map_progress,
+            )
             digest = teacher.digest
         return train(run, self.images, self.store, self.compute, signals, digest, log)
 
@@ -200,21 +224,29 @@ class Study:
             if budget is not None and time.monotonic() - started > budget:
                 self.log(f"the time is used up: {len(missing) - number + 1} runs are left for another time")
                 break
-            name = f"{item.experiment} " + " ".join(f"{value}" for value in item.labels.values())
+            name = describe(item)
             self._progress(len(planned) - len(missing) + number - 1, len(planned), name)
             try:
-                record = self.train(item.run, lambda line: self._progress(
-                    len(planned) - len(missing) + number - 1, len(planned), f"{name}: {line}"))  # noqa: B023
+                record = self.train(
+                    item.run,
+                    lambda line: self._progress(
+                        len(planned) - len(missing) + number - 1, len(planned), f"{name}: {line}"
+                    ),
+                )  # noqa: B023
                 self.store.add(record, item.experiment)
             except (TrainingError, OSError, torch.OutOfMemoryError) as error:
                 failures.append(f"{name} ({item.run.key}): {error}")
                 self.log(f"failed: {failures[-1]}")
             else:
                 self._progress(len(planned) - len(missing) + number, len(planned), "")
-                self.log(f"[{number}/{len(missing)}] {name}: {record.outcome['accuracy']:.1%} "
-                         f"in {record.provenance['seconds']:.0f} s")
+                self.log(
+                    f"[{number}/{len(missing)}] {name}: {record.outcome['accuracy']:.1%} "
+                    f"in {record.provenance['seconds']:.0f} s"
+                )
         if failures:
-            raise TrainingError(f"{len(failures)} of {len(missing)} runs failed, the others are kept; first: {failures[0]}")
+            raise TrainingError(
+                f"{len(failures)} of {len(missing)} runs failed, the others are kept; first: {failures[0]}"
+            )
         return self.table(planned)
 
     def table(self, planned: list[Planned]) -> pd.DataFrame:
@@ -238,13 +270,18 @@ class Study:
         for record in records:
             record = self.store.find(record) if isinstance(record, str) else record
             machine = record.provenance["machine"]
-            rows.append({
-                "data": record.run.data, "training images": record.outcome["n_train"],
-                "evaluated on": f"{record.outcome['n_test']:,} {record.run.split} images",
-                "machine": f"{machine['name']}, {machine['threads']} threads"
-                           + (", bfloat16" if machine["bfloat16"] else ""),
-                "torch": record.provenance["versions"]["torch"], "seconds": record.provenance["seconds"],
-            })
+            rows.append(
+                {
+                    "data": f"{record.provenance['data']} ({record.run.data})",
+                    "training images": record.outcome["n_train"],
+                    "evaluated on": f"{record.outcome['n_test']:,} {record.run.split} images",
+                    "machine": f"{machine['name']}, {machine['threads']} thread"
+                    + "s" * (machine["threads"] != 1)
+                    + ", bfloat16" * machine["bfloat16"],
+                    "torch": record.provenance["versions"]["torch"],
+                    "seconds": record.provenance["seconds"],
+                }
+            )
         columns = ["data", "training images", "evaluated on", "machine", "torch"]
         grouped = pd.DataFrame(rows).groupby(columns, sort=False).seconds.agg(runs="count", minutes="sum")
         return grouped.assign(minutes=(grouped.minutes / 60).round(1)).reset_index()
@@ -267,6 +304,12 @@ class Study:
             state = {"done": done, "total": total, "doing": doing}
             with suppress(OSError):  # a full disk must not end a training because its progress is not shown
                 write_atomically(Path(path), json.dumps(state).encode())
+
+
+def describe(item: Planned) -> str:
+    """One planned run in words: experiment, arm, and what of its labels is not 0."""
+    others = [f"{name} {value:g}" for name, value in item.labels.items() if name not in ("arm", "seed") and value]
+    return ", ".join([f"{item.experiment}: {item.labels['arm']}", *others, f"seed {item.labels['seed']}"])
 
 
 def differences(run: Run, records: Iterable[Record]) -> dict:

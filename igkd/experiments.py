@@ -54,20 +54,46 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile(
-            "demo", "digits", (480, 450), teacher=RECIPES["demo"], blocks_removed=15, recipe=RECIPES["demo"],
-            n_steps=8, num_seeds=3, alphas=(0.01, 0.5, 0.9), temperatures=(1.0, 4.0), overlay_probs=(0.1, 0.5),
+            "demo",
+            "digits",
+            (480, 450),
+            teacher=RECIPES["demo"],
+            blocks_removed=15,
+            recipe=RECIPES["demo"],
+            n_steps=8,
+            num_seeds=3,
+            alphas=(0.01, 0.5, 0.9),
+            temperatures=(1.0, 4.0),
+            overlay_probs=(0.1, 0.5),
             gammas=(0.8, 1000.0),
         ),
         Profile(
-            "laptop", "cifar10", (1000, 1000), teacher=None, blocks_removed=13,
-            recipe=replace(RECIPES["fast"], num_epochs=10, batch_size=32), n_steps=8, num_seeds=3,
-            alphas=(0.01, 0.5, 0.9), temperatures=(1.5, 4.0), overlay_probs=(0.1, 0.5), gammas=(0.8, 1000.0),
+            "laptop",
+            "cifar10",
+            (1000, 1000),
+            teacher=None,
+            blocks_removed=13,
+            recipe=replace(RECIPES["fast"], num_epochs=10, batch_size=32),
+            n_steps=8,
+            num_seeds=3,
+            alphas=(0.01, 0.5, 0.9),
+            temperatures=(1.5, 4.0),
+            overlay_probs=(0.1, 0.5),
+            gammas=(0.8, 1000.0),
         ),
         Profile(
-            "paper", "cifar10", None, teacher=replace(RECIPES["fast"], num_epochs=20), blocks_removed=5,
-            recipe=RECIPES["fast"], n_steps=50, num_seeds=10,
-            alphas=(0.0005, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.9), temperatures=(1.5, 2.0, 2.5, 3.0, 4.0),
-            overlay_probs=(0.05, 0.1, 0.25, 0.5), gammas=(0.1, 0.8, 10.0, 100.0, 1000.0),
+            "paper",
+            "cifar10",
+            None,
+            teacher=replace(RECIPES["fast"], num_epochs=20),
+            blocks_removed=5,
+            recipe=RECIPES["fast"],
+            n_steps=50,
+            num_seeds=10,
+            alphas=(0.0005, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.9),
+            temperatures=(1.5, 2.0, 2.5, 3.0, 4.0),
+            overlay_probs=(0.05, 0.1, 0.25, 0.5),
+            gammas=(0.1, 0.8, 10.0, 100.0, 1000.0),
         ),
     )
 }
@@ -100,8 +126,15 @@ class Plan:
     data: str
     teacher_key: str
 
-    def student(self, method: Method, seed: int, *, subset: Subset = Subset(), split: str = "test",
-                blocks_removed: int | None = None) -> Run:
+    def student(
+        self,
+        method: Method,
+        seed: int,
+        *,
+        subset: Subset = Subset(),
+        split: str = "test",
+        blocks_removed: int | None = None,
+    ) -> Run:
         """A student of the profile."""
         cut = self.profile.blocks_removed if blocks_removed is None else blocks_removed
         signals = SignalSpec(self.teacher_key, n_steps=self.profile.n_steps) if method.uses_teacher else None
@@ -140,8 +173,14 @@ def search(plan: Plan) -> list[Planned]:
     return [
         Planned(
             "search",
-            {"arm": name, "alpha": m.alpha, "temperature": m.temperature, "overlay_prob": m.overlay_prob,
-             "gamma": m.gamma, "seed": 0},
+            {
+                "arm": name,
+                "alpha": m.alpha,
+                "temperature": m.temperature,
+                "overlay_prob": m.overlay_prob,
+                "gamma": m.gamma,
+                "seed": 0,
+            },
             plan.student(m, seed=0, subset=subset, split="validation"),
         )
         for name, m in points

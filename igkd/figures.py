@@ -26,8 +26,9 @@ ARM_COLOURS = dict(
 def use_style() -> None:
     """Set the look of all figures."""
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
-    plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 200, "figure.constrained_layout.use": True,
-                         "svg.hashsalt": "igkd"})
+    plt.rcParams.update(
+        {"figure.dpi": 110, "savefig.dpi": 200, "figure.constrained_layout.use": True, "svg.hashsalt": "igkd"}
+    )
 
 
 def records_digest(table: pd.DataFrame) -> str:
@@ -53,8 +54,10 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame) -> list[Path]:
     -------
     list of Path
     """
-    stamp = (f"profile {study.profile.name} · {study.describe_data()} · "
-             f"{len(table)} run{'s' * (len(table) != 1)} · records {records_digest(table)}")
+    stamp = (
+        f"profile {study.profile.name} · {study.describe_data()} · "
+        f"{len(table)} run{'s' * (len(table) != 1)} · records {records_digest(table)}"
+    )
     figure.text(0.995, -0.01, stamp, ha="right", va="top", fontsize=6.5, color="0.45")
     study.figures.mkdir(parents=True, exist_ok=True)
     paths = [study.figures / f"{name}.{ending}" for ending in ("png", "pdf")]
@@ -109,23 +112,49 @@ def per_class(accuracies: list[float], class_names: tuple[str, ...], overall: fl
     return figure
 
 
-def arms(table: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
+def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
     """Accuracy of every run of every arm, with means and 95 % t-intervals; the published runs beside.
 
     Parameters
     ----------
-    table, published : DataFrame
+    table : DataFrame
         Columns ``arm``, ``accuracy`` (fraction).
+    title : str
+        Data and student of `table`.
+    published : DataFrame
+        As `table`.
     """
-    panels = {"this study": table} | ({} if published is None else {"published (CIFAR-10, 4.1x)": published})
+    panels = {title: table, "published: CIFAR-10, 4.12x": published}
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.4), squeeze=False)
     order = [name for name in ARM_COLOURS if name in set(table.arm)]
     for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
         frame = frame[frame.arm.isin(order)].assign(percent=lambda rows: 100 * rows.accuracy)
-        sns.stripplot(frame, x="arm", y="percent", hue="arm", order=order, palette=ARM_COLOURS, alpha=0.6, size=4,
-                      ax=axis, legend=False)
-        sns.pointplot(frame, x="arm", y="percent", order=order, color="0.2", linestyle="none", marker="_",
-                      markersize=14, errorbar=t_interval, capsize=0.15, err_kws={"linewidth": 1.2}, ax=axis)
+        sns.stripplot(
+            frame,
+            x="arm",
+            y="percent",
+            hue="arm",
+            order=order,
+            palette=ARM_COLOURS,
+            alpha=0.6,
+            size=4,
+            ax=axis,
+            legend=False,
+        )
+        sns.pointplot(
+            frame,
+            x="arm",
+            y="percent",
+            order=order,
+            color="0.2",
+            linestyle="none",
+            marker="_",
+            markersize=14,
+            errorbar=t_interval,
+            capsize=0.15,
+            err_kws={"linewidth": 1.2},
+            ax=axis,
+        )
         axis.set(title=title, xlabel="", ylabel="test accuracy (%)")
         axis.tick_params(axis="x", rotation=30)
     return figure
@@ -146,8 +175,17 @@ def surface(table: pd.DataFrame, x: str, y: str, baseline: float) -> Figure:
     figure, axis = plt.subplots(figsize=(1 + 0.8 * wide.shape[1], 1 + 0.42 * wide.shape[0]))
     gain = 100 * (wide - baseline)
     limit = max(gain.abs().to_numpy().max(), 0.1)
-    sns.heatmap(gain, annot=True, fmt="+.1f", center=0, vmin=-limit, vmax=limit, cmap="vlag", ax=axis,
-                cbar_kws={"label": "points against Student"})
+    sns.heatmap(
+        gain,
+        annot=True,
+        fmt="+.1f",
+        center=0,
+        vmin=-limit,
+        vmax=limit,
+        cmap="vlag",
+        ax=axis,
+        cbar_kws={"label": "points against Student"},
+    )
     axis.tick_params(axis="y", rotation=0)
     return figure
 
@@ -165,7 +203,7 @@ def curves(panels: dict[str, tuple[pd.DataFrame, str]], baseline: float) -> Figu
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, sharey=True)
     for axis, (title, (table, x)) in zip(axes[0], panels.items(), strict=True):
         axis.plot(table[x], 100 * table.accuracy, marker="o", color=ARM_COLOURS[title], label=title)
-        axis.axhline(100 * baseline, color="0.4", ls="--", lw=1, label="Student")
+        axis.axhline(100 * baseline, color="0.4", ls="--", lw=1, label="Student (0)")
         axis.set(xlabel=x, xscale="log" if table[x].max() > 20 else "linear")
         axis.legend()
     axes[0, 0].set_ylabel("validation accuracy (%)")
@@ -187,8 +225,12 @@ def completeness(errors: pd.DataFrame) -> Figure:
 def idea(image: np.ndarray, soft, class_names, ig_map: np.ndarray, overlaid: np.ndarray) -> Figure:
     """The method on one image: the image, the teacher's soft target, its IG map, the overlaid image."""
     figure, axes = plt.subplots(1, 4, figsize=(10, 2.5), width_ratios=(1, 1.1, 1, 1))
-    pictures = (("training image", image), None, ("IG map of the teacher", ig_map), ("what the student sees\n(a tenth of "
-                "the time)", overlaid))
+    pictures = (
+        ("training image", image),
+        None,
+        ("IG map of the teacher", ig_map),
+        ("what the student sees\n(a tenth of the time)", overlaid),
+    )
     for axis, item in zip(axes, pictures, strict=True):
         if item is None:
             axis.barh(range(len(class_names)), soft, color=sns.color_palette("crest", 2)[1])
@@ -202,27 +244,34 @@ def idea(image: np.ndarray, soft, class_names, ig_map: np.ndarray, overlaid: np.
     return figure
 
 
-def soft_targets(images: np.ndarray, logits, temperatures: tuple[float, ...], class_names) -> Figure:
-    """Images beside the teacher's output for them at several temperatures.
+def soft_targets(images: np.ndarray, labels, logits, temperatures: tuple[float, ...], class_names) -> Figure:
+    """Images, titled with their labels, over the teacher's output for them at several temperatures.
 
     Parameters
     ----------
     images : ndarray (n, H, W, 3) uint8
+    labels : ndarray (n,)
     logits : Tensor (n, num_classes)
     temperatures : tuple of float
     class_names : sequence of str
     """
-    figure, axes = plt.subplots(2, len(images), figsize=(1.9 * len(images) + 0.6, 3.6), squeeze=False,
-                                height_ratios=(1, 1.5), sharey="row")
+    figure, axes = plt.subplots(
+        2, len(images), figsize=(1.9 * len(images) + 0.6, 3.6), squeeze=False, height_ratios=(1, 1.5), sharey="row"
+    )
     shades = sns.color_palette("crest", len(temperatures))
     height = 0.8 / len(temperatures)
-    for picture, values, (above, below) in zip(images, logits, axes.T, strict=True):
+    for picture, label, values, (above, below) in zip(images, labels, logits, axes.T, strict=True):
         above.imshow(picture)
-        above.set(xticks=[], yticks=[])
+        above.set(title=class_names[label], xticks=[], yticks=[])
         above.grid(False)
         for number, (temperature, shade) in enumerate(zip(temperatures, shades, strict=True)):
-            below.barh(np.arange(len(class_names)) + number * height, (values / temperature).softmax(0), height,
-                       color=shade, label=f"T = {temperature:g}")
+            below.barh(
+                np.arange(len(class_names)) + number * height,
+                (values / temperature).softmax(0),
+                height,
+                color=shade,
+                label=f"T = {temperature:g}",
+            )
         below.set(xlim=(0, 1), xlabel="probability")
     axes[1, 0].set_yticks(np.arange(len(class_names)) + 0.4 - height / 2, class_names, fontsize=8)
     axes[1, 0].invert_yaxis()

@@ -288,9 +288,7 @@ def _official(folder: Path, download: bool) -> ImageSet:
             f"a file of {folder / CIFAR10.base_folder} is missing or is not the published one (MD5); delete "
             f"that folder and get the files again, for example with --data {DOWNLOAD}"
         ) from error
-    return _checked(
-        folder, train.data, np.array(train.targets), test.data, np.array(test.targets), CIFAR10_CLASSES
-    )
+    return _checked(folder, train.data, np.array(train.targets), test.data, np.array(test.targets), CIFAR10_CLASSES)
 
 
 def _from_npz(path: Path) -> ImageSet:

@@ -147,8 +147,13 @@ def execute(
     with open(output.with_suffix(".log"), "wb") as log:
         try:
             papermill.execute_notebook(
-                _literal(notebook.path.resolve()), _literal(output), dict(parameters), kernel_name="python3",
-                language="python", cwd=str(folder), progress_bar=False,
+                _literal(notebook.path.resolve()),
+                _literal(output),
+                dict(parameters),
+                kernel_name="python3",
+                language="python",
+                cwd=str(folder),
+                progress_bar=False,
                 kernel_manager_class=_kernel_of_this_interpreter(log, environment or {}),
             )
         except PapermillExecutionError as failure:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from igkd.engine import Study, differences
+from igkd.engine import Study, describe, differences
 from igkd.errors import InputError
 from igkd.experiments import NOTEBOOKS, Planned
 from igkd.images import Subset
@@ -118,7 +118,9 @@ def measure_speed(study: Study, runs: list[Run]) -> tuple[Speed, str]:
             total[1] += study.work(record.run)
             count += 1
     if count:
-        return Speed({cut: seconds / work for cut, (seconds, work) in totals.items()}), f"{count} records of this machine"
+        return Speed(
+            {cut: seconds / work for cut, (seconds, work) in totals.items()}
+        ), f"{count} records of this machine"
     return _calibrate(study, runs[-1]), "a few steps measured now; there is no record of this machine"
 
 
@@ -127,8 +129,11 @@ def _calibrate(study: Study, run: Run) -> Speed:
     steps, images = 4, study.images
     n = steps * run.recipe.batch_size
     few = dataclasses.replace(
-        images, train_images=images.train_images[:n], train_labels=images.train_labels[:n],
-        test_images=images.test_images[:1], test_labels=images.test_labels[:1],
+        images,
+        train_images=images.train_images[:n],
+        train_labels=images.train_labels[:n],
+        test_images=images.test_images[:1],
+        test_labels=images.test_labels[:1],
     )
     plain = dataclasses.replace(run, subset=Subset(), method=Method(), signals=None, split="test")
     with tempfile.TemporaryDirectory() as folder:
@@ -162,7 +167,9 @@ def _has_maps(study: Study, run: Run) -> bool:
         except (SafetensorError, ValueError):  # damaged: computed again
             continue
         if (of.get("images"), of.get("n_steps"), of.get("baseline")) == (
-            study.fingerprint, run.signals.n_steps, run.signals.baseline
+            study.fingerprint,
+            run.signals.n_steps,
+            run.signals.baseline,
         ):
             return True
     return False
@@ -189,6 +196,5 @@ def reasons(study: Study, notebooks: Iterable[str]) -> list[str]:
                 changed = differences(item.run, records)
                 why = ", ".join(f"{name}: {then} -> {now}" for name, (then, now) in changed.items())
                 why = why or "the training code has changed since (TRAINING_VERSION)"
-            name = " ".join([item.experiment, *map(str, item.labels.values())])
-            lines.append(f"{name} ({item.run.key}): {why}")
+            lines.append(f"{describe(item)} ({item.run.key}): {why}")
     return lines

@@ -234,9 +234,7 @@ def _headline_rows() -> list[dict]:
     earlier, old = _stated("2503.13008"), _percent_runs("2503.13008")
     teacher = stated["teacher_accuracy"]
     rows += [
-        _row(
-            "2503.13008: best Student run", old["Student"].max(), earlier["student_best_accuracy"], "percent"
-        ),
+        _row("2503.13008: best Student run", old["Student"].max(), earlier["student_best_accuracy"], "percent"),
         _row("2503.13008: best KD+IG run", old["KD+IG"].max(), earlier["kd_ig_best_accuracy"], "percent"),
         _row("2503.13008: best KD run", old["KD"].max(), earlier["kd_best_accuracy"], "percent"),
         _row(
@@ -311,9 +309,7 @@ def _monte_carlo_rows() -> list[dict]:
             f_test = stats.f(n[0] - 1, n[1] - 1)
             p = 2 * min(f_test.sf(ratio[0]), f_test.cdf(ratio[0]))
             note = f"F-test p = {p:.2g}, which assumes normal runs"
-            rows.append(
-                _row(f"Monte Carlo, variance of {arm} relative to Student", ratio, unit="times", note=note)
-            )
+            rows.append(_row(f"Monte Carlo, variance of {arm} relative to Student", ratio, unit="times", note=note))
         p = _spread(lambda d, n=counts[arm]: float(critical.prob(d, n)), row["lilliefors_d"])
         rows.append(_row(f"Monte Carlo, Lilliefors p of {arm}", p, row["lilliefors_p"], note="from D and n"))
     return rows + _histogram_rows(summary)
@@ -378,9 +374,7 @@ def _size_and_time_rows() -> list[dict]:
             )
         )
         ratio = _spread(lambda t, s: t / s, teacher["seconds"], row["seconds"])
-        rows.append(
-            _row(f"speed-up, {name}", ratio, row["speedup"], "times", "ratio of the times in Table 8")
-        )
+        rows.append(_row(f"speed-up, {name}", ratio, row["speedup"], "times", "ratio of the times in Table 8"))
     factors = int(teacher["parameters"]) / students["parameters"].astype(int)
     main = students.set_index("blocks_removed").loc["5"]
     rows += [

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from igkd.experiments import PROFILES
 from igkd.notebooks import find_notebooks
 from igkd.published import headline
 from igkd.runs import Record
@@ -23,14 +24,20 @@ def rendered(text: str, root: Path) -> str:
         The repository.
     """
     parts = {"notebooks": notebooks, "profiles": profiles, "state": state}
-    return re.sub(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", lambda found: found[1] + parts[found[2]](root) + found[3], text,
-                  flags=re.DOTALL)
+    return re.sub(
+        r"(<!-- (\w+) -->\n).*?(<!-- end -->)",
+        lambda found: found[1] + parts[found[2]](root) + found[3],
+        text,
+        flags=re.DOTALL,
+    )
 
 
 def notebooks(root: Path) -> str:
     """The notebooks and their titles."""
-    lines = [f"| [{each.name}](notebooks/{each.path.name}) | {each.title.split('·')[-1].strip()} |"
-             for each in find_notebooks(root / "notebooks")]
+    lines = [
+        f"| [{each.name}](notebooks/{each.path.name}) | {each.title.split('·')[-1].strip()} |"
+        for each in find_notebooks(root / "notebooks")
+    ]
     return "\n".join(["| notebook | |", "|---|---|", *lines]) + "\n"
 
 
@@ -62,14 +69,29 @@ def state(root: Path) -> str:
                 f"epochs on {done['n_train']:,} training images, 1 run (published: {published['teacher_accuracy']}% with "
                 f"50,000 images). Shipped in `weights/`."
             )
-    students = pd.DataFrame([
-        {"cut": record.run.architecture.blocks_removed, "n_train": record.outcome["n_train"],
-         "split": record.run.split} for record in records if record.run.architecture.blocks_removed
-    ])
+    students = pd.DataFrame(
+        [
+            {
+                "cut": record.run.architecture.blocks_removed,
+                "n_train": record.outcome["n_train"],
+                "split": record.run.split,
+            }
+            for record in records
+            if record.run.architecture.blocks_removed
+        ]
+    )
     if not students.empty:
         for (cut, n_train, split), group in students.groupby(["cut", "n_train", "split"]):
-            lines.append(f"- Students with {cut} of 19 blocks removed, {n_train:,} training images, scored on the {split} "
-                         f"images: {len(group)} runs.")
-    lines.append("- The full-size arms at 4.12x are declared in the `paper` profile and not yet recorded."
-                 if students.empty or 5 not in set(students.cut) else "")
-    return "\n".join(filter(None, lines)) + "\n"
+            lines.append(
+                f"- Students with {cut} of 19 blocks removed, {n_train:,} training images, scored on the {split} "
+                f"images: {len(group)} runs."
+            )
+    full_size = PROFILES["paper"]
+    arms = [
+        path
+        for path in (root / "records" / "arms").glob("*.json")
+        if Record.from_json(path.read_text()).run.recipe == full_size.recipe
+    ]
+    if not arms:
+        lines.append("- The full-size arms at 4.12x are declared in the `paper` profile and not yet recorded.")
+    return "\n".join(lines) + "\n"

@@ -125,7 +125,7 @@ class Record:
         ``per_class_accuracy``, ``loss``, ``n_test``, ``n_train``, ``history`` (one dict an epoch), ``weights``
         (digest), ``teacher_weights`` (digest or None). Accuracies are fractions, of the last epoch.
     provenance : dict
-        ``seconds``, ``machine``, ``versions``: differ from machine to machine.
+        ``data`` (name), ``seconds``, ``machine``, ``versions``: differ from machine to machine.
     """
 
     run: Run
@@ -223,7 +223,7 @@ class Store:
         return self.scratch / "weights" / f"{key}.safetensors"
 
     def checkpoint_path(self, key: str) -> Path:
-        """Where an unfinished run's state is written after each epoch."""
+        """Where an unfinished run's state is written, after an epoch and at most every few seconds."""
         return self.scratch / "checkpoints" / f"{key}.pt"
 
     def find_weights(self, key: str) -> Path | None:

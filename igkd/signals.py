@@ -70,8 +70,14 @@ class Signals:
 
 
 def load_signals(
-    run: Run, images: ImageSet, teacher: Teacher, tap: int | None, folder: Path, compute: Compute,
-    log: Callable[[str], None] = print, progress: Callable[[int, int], None] = lambda done, total: None,
+    run: Run,
+    images: ImageSet,
+    teacher: Teacher,
+    tap: int | None,
+    folder: Path,
+    compute: Compute,
+    log: Callable[[str], None] = print,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Signals:
     """The signals that a run learns from, read from `folder` or computed and kept there.
 
@@ -95,22 +101,40 @@ def load_signals(
         If the logits do not fit the labels (see `check_alignment`).
     """
     spec, method = run.signals, run.method
-    logits = _cached(folder, images, teacher, {"kind": "logits"}, log,
-                     lambda: _forward(teacher.model, images, compute, lambda logits, _: logits))
+    logits = _cached(
+        folder,
+        images,
+        teacher,
+        {"kind": "logits"},
+        log,
+        lambda: _forward(teacher.model, images, compute, lambda logits, _: logits),
+    )
     check_alignment(logits, images.train_labels, teacher.accuracy)
     attention = maps = None
     if method.gamma:
-        attention = _cached(folder, images, teacher, {"kind": "attention", "tap": tap}, log,
-                            lambda: _forward(teacher.model, images, compute,
-                                             lambda _, activation: attention_map(activation).half(), tap))
+        attention = _cached(
+            folder,
+            images,
+            teacher,
+            {"kind": "attention", "tap": tap},
+            log,
+            lambda: _forward(
+                teacher.model, images, compute, lambda _, activation: attention_map(activation).half(), tap
+            ),
+        )
     if method.overlay_prob:
         maps = ig_maps(images, teacher, spec, folder, compute, log, progress)
     return Signals(logits if method.alpha else None, attention, maps)
 
 
 def ig_maps(
-    images: ImageSet, teacher: Teacher, spec: SignalSpec, folder: Path, compute: Compute,
-    log: Callable[[str], None] = print, progress: Callable[[int, int], None] = lambda done, total: None,
+    images: ImageSet,
+    teacher: Teacher,
+    spec: SignalSpec,
+    folder: Path,
+    compute: Compute,
+    log: Callable[[str], None] = print,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """IG maps (N, H, W) float16 of all training images for their labels, read from `folder` or computed.
 
@@ -127,7 +151,10 @@ def ig_maps(
             x = as_input(images.train_images[rows.numpy()], compute.device)
             with compute.autocast():
                 result = integrated_gradients(
-                    model, x, labels[rows].to(compute.device), n_steps=spec.n_steps,
+                    model,
+                    x,
+                    labels[rows].to(compute.device),
+                    n_steps=spec.n_steps,
                     baseline=make_baseline(spec.baseline, x, model),
                 )
             maps.append(saliency_map(result.attributions).half().cpu())

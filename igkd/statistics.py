@@ -542,9 +542,7 @@ def equivalence(
         p = ttost_paired(a, b, -margin, margin)[0]
     else:
         p = ttost_ind(a, b, -margin, margin, usevar="unequal")[0]
-    return Equivalence(
-        interval.difference, interval.low, interval.high, margin, alpha, float(p), bool(p < alpha)
-    )
+    return Equivalence(interval.difference, interval.low, interval.high, margin, alpha, float(p), bool(p < alpha))
 
 
 # -- planning --------------------------------------------------------------------------------------
@@ -603,9 +601,7 @@ def minimal_detectable_difference(
     return sd * optimize.brentq(lambda effect: _power(effect, n, paired, alpha) - power, 0, most)
 
 
-def runs_needed(
-    difference: float, sd: float, *, power: float = 0.8, paired: bool = False, alpha: float = 0.05
-) -> int:
+def runs_needed(difference: float, sd: float, *, power: float = 0.8, paired: bool = False, alpha: float = 0.05) -> int:
     """How many runs per arm (pairs if `paired`) find a true difference of this size with the given power?
 
     Parameters and assumptions as in :func:`power`.

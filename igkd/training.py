@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, recall_score
+from sklearn.metrics import cohen_kappa_score, recall_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -101,8 +101,10 @@ def train(
         elapsed = time.monotonic() - started
         seconds += elapsed
         history.append({"epoch": epoch + 1} | means)
-        log(f"epoch {epoch + 1}/{recipe.num_epochs}  loss {means['loss']:.3f}  "
-            f"train accuracy {means['train_accuracy']:.1%}  {elapsed:.1f} s")
+        log(
+            f"epoch {epoch + 1}/{recipe.num_epochs}  loss {means['loss']:.3f}  "
+            f"train accuracy {means['train_accuracy']:.1%}  {elapsed:.1f} s"
+        )
         if elapsed > CHECKPOINT_EVERY_SECONDS or time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
             _checkpoint(store.checkpoint_path(run.key), model, optimizer, scheduler, history, seconds)
             saved = time.monotonic()
@@ -116,11 +118,16 @@ def train(
         raise TrainingError(f"the loss is {outcome['loss']} after training; lower lr, alpha or gamma")
     train_accuracy = evaluate(model, images.train_images[trained_on], images.train_labels[trained_on], compute)
     outcome |= {
-        "train_accuracy": train_accuracy["accuracy"], "n_train": len(rows), "history": history,
-        "weights": state_digest(model), "teacher_weights": teacher_digest,
+        "train_accuracy": train_accuracy["accuracy"],
+        "n_train": len(rows),
+        "history": history,
+        "weights": state_digest(model),
+        "teacher_weights": teacher_digest,
     }
     provenance = {
-        "seconds": round(seconds, 2), "machine": compute.describe() | {"compiled": compiled},
+        "data": images.name,
+        "seconds": round(seconds, 2),
+        "machine": compute.describe() | {"compiled": compiled},
         "versions": {"igkd": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     path = store.weights_path(run.key)
@@ -197,8 +204,12 @@ class _Loop:
         recipe, method = run.recipe, run.method
         order = self.rows[torch.randperm(len(self.rows), generator=stream(run.seed, ORDER, epoch))]
         drawn = draw(
-            len(order), stream(run.seed, AUGMENTATION, epoch), padding=recipe.padding, mirror=self.mirror,
-            overlay_prob=method.overlay_prob, max_exponent=method.max_exponent,
+            len(order),
+            stream(run.seed, AUGMENTATION, epoch),
+            padding=recipe.padding,
+            mirror=self.mirror,
+            overlay_prob=method.overlay_prob,
+            max_exponent=method.max_exponent,
         ).to(device)
         batches = torch.arange(len(order)).split(recipe.batch_size)
         if len(batches) > 1 and len(batches[-1]) < recipe.batch_size:
@@ -255,15 +266,29 @@ def _optimizer(model: nn.Module, recipe: Recipe, steps_per_epoch: int):
     # Its warm-up would have no length at 5 steps, by which OneCycleLR divides.
     total_steps = max(6, recipe.num_epochs * steps_per_epoch + 1)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.lr, total_steps=total_steps, pct_start=0.2,
-        anneal_strategy="linear", cycle_momentum=False, div_factor=25, final_div_factor=1e4,
+        optimizer,
+        recipe.lr,
+        total_steps=total_steps,
+        pct_start=0.2,
+        anneal_strategy="linear",
+        cycle_momentum=False,
+        div_factor=25,
+        final_div_factor=1e4,
     )
 
 
 def _checkpoint(path: Path, model, optimizer, scheduler, history: list, seconds: float) -> None:
     content = io.BytesIO()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history,
-                "scheduler": scheduler.state_dict(), "seconds": seconds}, content)
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "history": history,
+            "scheduler": scheduler.state_dict(),
+            "seconds": seconds,
+        },
+        content,
+    )
     try:
         write_atomically(path, content.getbuffer())
     except OSError as error:

@@ -25,14 +25,20 @@ def small_images(seed: int = 0, n_train: int = 40, n_test: int = 12) -> ImageSet
         labels = np.arange(n) % 4
         images = random.integers(0, 60, (n, 16, 16, 3))
         for image, label in zip(images, labels):
-            image[8 * (label // 2):, 8 * (label % 2):] += colours[label] // 2
+            image[8 * (label // 2) :, 8 * (label % 2) :] += colours[label] // 2
         return images.astype(np.uint8), labels.astype(np.int64)
 
     return ImageSet("small", *part(n_train), *part(n_test), ("a", "b", "c", "d"), flip=True)
 
 
-def small_run(images: ImageSet, method: Method = Method(), recipe: Recipe = RECIPE, seed: int = 0,
-              architecture: Architecture = Architecture(17), **fields) -> Run:
+def small_run(
+    images: ImageSet,
+    method: Method = Method(),
+    recipe: Recipe = RECIPE,
+    seed: int = 0,
+    architecture: Architecture = Architecture(17),
+    **fields,
+) -> Run:
     signals = SignalSpec("a teacher", n_steps=4) if method.uses_teacher else None
     subset = fields.pop("subset", Subset())
     return Run(images.fingerprint, subset, architecture, method, recipe, signals, seed, **fields)

@@ -24,9 +24,16 @@ class SmallNet(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.body = nn.Sequential(
-            nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), activation(),
-            nn.Conv2d(6, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), activation(),
-            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(32, NUM_CLASSES),
+            nn.Conv2d(3, 6, 3, padding=1, bias=False),
+            nn.BatchNorm2d(6),
+            activation(),
+            nn.Conv2d(6, 8, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            activation(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(0.5),
+            nn.Linear(32, NUM_CLASSES),
         )
         for tensor in self.state_dict().values():
             if tensor.is_floating_point():
@@ -81,7 +88,11 @@ def by_captum(model, images, target, baseline, n_steps=50, method="gausslegendre
     if baseline.dim() == 3:
         baseline = baseline[None]
     return IntegratedGradients(f).attribute(
-        images, baseline.expand_as(images), target=target, n_steps=n_steps, method=method,
+        images,
+        baseline.expand_as(images),
+        target=target,
+        n_steps=n_steps,
+        method=method,
         return_convergence_delta=True,
     )
 
@@ -104,12 +115,23 @@ def test_gauss_legendre_is_exact_for_polynomials_up_to_degree_2n_minus_1(n_steps
 
 
 # Captum rounds its weights to single precision, so only powers of two compare to more digits.
-@pytest.mark.parametrize(("method", "n_steps", "rtol"), [
-    ("gausslegendre", 2, 1e-8), ("gausslegendre", 7, 1e-5), ("gausslegendre", 50, 1e-5),
-    ("riemann_left", 2, 1e-8), ("riemann_left", 16, 1e-8), ("riemann_left", 11, 1e-5),
-    ("riemann_right", 16, 1e-8), ("riemann_middle", 16, 1e-8), ("riemann_trapezoid", 16, 1e-8),
-    ("riemann_right", 11, 1e-5), ("riemann_middle", 11, 1e-5), ("riemann_trapezoid", 11, 1e-5),
-])
+@pytest.mark.parametrize(
+    ("method", "n_steps", "rtol"),
+    [
+        ("gausslegendre", 2, 1e-8),
+        ("gausslegendre", 7, 1e-5),
+        ("gausslegendre", 50, 1e-5),
+        ("riemann_left", 2, 1e-8),
+        ("riemann_left", 16, 1e-8),
+        ("riemann_left", 11, 1e-5),
+        ("riemann_right", 16, 1e-8),
+        ("riemann_middle", 16, 1e-8),
+        ("riemann_trapezoid", 16, 1e-8),
+        ("riemann_right", 11, 1e-5),
+        ("riemann_middle", 11, 1e-5),
+        ("riemann_trapezoid", 11, 1e-5),
+    ],
+)
 def test_equals_captum_for_each_method(method, n_steps, rtol, images, labels, double_by_default):
     model = SmallNet()
     baseline = make_baseline("mean", images, model)
@@ -130,8 +152,9 @@ def test_equals_captum_for_each_baseline_and_output(kind, output, images, labels
         given, tensor = 0.25, torch.full_like(images, 0.25)
     else:
         given = tensor = draw(3, 8, 8, seed=1) if kind == "one tensor" else draw(NUM_IMAGES, 3, 8, 8, seed=1)
-    ours = integrated_gradients(model, images, labels, baseline=given, n_steps=8, method="riemann_middle",
-                                output=output, batch_size=17)
+    ours = integrated_gradients(
+        model, images, labels, baseline=given, n_steps=8, method="riemann_middle", output=output, batch_size=17
+    )
     expected, delta = by_captum(model, images, labels, tensor, 8, "riemann_middle", output)
     scale = float(expected.abs().max())
     torch.testing.assert_close(ours.attributions, expected, rtol=1e-8, atol=1e-10 * scale)
@@ -228,8 +251,7 @@ def test_quadratic_model_in_closed_form():
         torch.testing.assert_close(ours.attributions.flatten(1), expected, rtol=1e-10, atol=1e-13)
         assert ours.delta.abs().max() < 1e-12
     # the left sum with n steps lacks half a step of the gradient's rise: (x - x0)_i (A (x - x0))_i / n
-    left = integrated_gradients(Quadratic(matrices), x, target, baseline=start, n_steps=5,
-                                method="riemann_left")
+    left = integrated_gradients(Quadratic(matrices), x, target, baseline=start, n_steps=5, method="riemann_left")
     missing = step * torch.einsum("bij,bj->bi", matrices[target], step) / 5
     torch.testing.assert_close(left.attributions.flatten(1), expected - missing, rtol=1e-10, atol=1e-13)
     torch.testing.assert_close(left.delta, -missing.sum(1), rtol=1e-9, atol=1e-12)
@@ -350,8 +372,14 @@ def test_cuda_gives_the_same(images, labels):
 def test_progress_counts_images_up_to_all(images):
     for batch_size, expected in ((1, [1, 2, 3, 4, 5]), (8, [2, 4, 5]), (100, [5])):
         seen = []
-        integrated_gradients(SmallNet(), images, baseline=0.0, n_steps=4, batch_size=batch_size,
-                             progress=lambda done, total, seen=seen: seen.append((done, total)))
+        integrated_gradients(
+            SmallNet(),
+            images,
+            baseline=0.0,
+            n_steps=4,
+            batch_size=batch_size,
+            progress=lambda done, total, seen=seen: seen.append((done, total)),
+        )
         assert seen == [(done, NUM_IMAGES) for done in expected]
 
 
@@ -385,23 +413,28 @@ def test_saliency_map_worked_by_hand():
     assert saliency_map(attributions).tolist() == [[[4.5, 6.0]]]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"method": "simpson"}, "method 'simpson' is unknown; choose one of: gausslegendre"),
-    ({"n_steps": 0}, "n_steps must be 1 or more"),
-    ({"n_steps": 1, "method": "riemann_trapezoid"}, "n_steps must be 2 or more for riemann_trapezoid"),
-    ({"output": "loss"}, "output 'loss' is unknown; choose one of: logits, probabilities"),
-    ({"batch_size": 0}, "batch_size must be 1 or more"),
-    ({"target": torch.tensor([0, 1, 2, 3, 4])}, "target must be 0 to 3, the model's classes; it has 0 to 4"),
-    ({"target": torch.tensor([0, 1, 2, 3, -1])}, "it has -1 to 3"),
-    ({"target": torch.tensor([0, 1])}, "target must be 5 integers, one per image, not int64 (2,)"),
-    ({"target": torch.zeros(5)}, "not float32 (5,)"),
-    ({"baseline": torch.zeros(3, 8, 7)}, "baseline must have the shape of one image or of all, (3, 8, 8) or"),
-    ({"baseline": torch.zeros(4, 3, 8, 8)}, "not (4, 3, 8, 8)"),
-    ({"images": torch.zeros(3, 8, 8)},
-     "images must be floating point (N, C, H, W) with N > 0, not float32 (3, 8, 8)"),
-    ({"images": torch.zeros(5, 3, 8, 8, dtype=torch.uint8)}, "not uint8 (5, 3, 8, 8)"),
-    ({"images": torch.zeros(0, 3, 8, 8)}, "not float32 (0, 3, 8, 8)"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "simpson"}, "method 'simpson' is unknown; choose one of: gausslegendre"),
+        ({"n_steps": 0}, "n_steps must be 1 or more"),
+        ({"n_steps": 1, "method": "riemann_trapezoid"}, "n_steps must be 2 or more for riemann_trapezoid"),
+        ({"output": "loss"}, "output 'loss' is unknown; choose one of: logits, probabilities"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"target": torch.tensor([0, 1, 2, 3, 4])}, "target must be 0 to 3, the model's classes; it has 0 to 4"),
+        ({"target": torch.tensor([0, 1, 2, 3, -1])}, "it has -1 to 3"),
+        ({"target": torch.tensor([0, 1])}, "target must be 5 integers, one per image, not int64 (2,)"),
+        ({"target": torch.zeros(5)}, "not float32 (5,)"),
+        ({"baseline": torch.zeros(3, 8, 7)}, "baseline must have the shape of one image or of all, (3, 8, 8) or"),
+        ({"baseline": torch.zeros(4, 3, 8, 8)}, "not (4, 3, 8, 8)"),
+        (
+            {"images": torch.zeros(3, 8, 8)},
+            "images must be floating point (N, C, H, W) with N > 0, not float32 (3, 8, 8)",
+        ),
+        ({"images": torch.zeros(5, 3, 8, 8, dtype=torch.uint8)}, "not uint8 (5, 3, 8, 8)"),
+        ({"images": torch.zeros(0, 3, 8, 8)}, "not float32 (0, 3, 8, 8)"),
+    ],
+)
 def test_bad_input_is_told_in_one_line(arguments, message, images, labels):
     with pytest.raises(InputError, match=re.escape(message)) as raised:
         integrated_gradients(SmallNet(), **{"images": images, "target": labels, "baseline": 0.0} | arguments)

@@ -16,8 +16,13 @@ def generator(seed=0):
 
 def placed(top, left, mirror=False, overlay=False, exponent=1.0):
     """A draw for one image."""
-    return Draw(torch.tensor([top]), torch.tensor([left]), torch.tensor([mirror]), torch.tensor([overlay]),
-                torch.tensor([float(exponent)]))
+    return Draw(
+        torch.tensor([top]),
+        torch.tensor([left]),
+        torch.tensor([mirror]),
+        torch.tensor([overlay]),
+        torch.tensor([float(exponent)]),
+    )
 
 
 def move(images, drawn, padding, rows=None):
@@ -52,10 +57,16 @@ def test_image_and_map_move_together(seed, padding):
     assert torch.equal(move(images[..., 1], drawn, padding), move(images, drawn, padding)[..., 1])
 
 
-@pytest.mark.parametrize("top, left, mirror, row, column", [
-    (2, 2, False, 0, 0), (0, 0, False, 2, 2), (0, 1, False, 2, 1), (2, 2, True, 0, SIZE - 1),
-    (1, 0, True, 1, SIZE - 3),
-])
+@pytest.mark.parametrize(
+    "top, left, mirror, row, column",
+    [
+        (2, 2, False, 0, 0),
+        (0, 0, False, 2, 2),
+        (0, 1, False, 2, 1),
+        (2, 2, True, 0, SIZE - 1),
+        (1, 0, True, 1, SIZE - 3),
+    ],
+)
 def test_a_bright_corner_of_the_map_lands_where_the_corner_of_the_image_lands(top, left, mirror, row, column):
     image, bright = torch.zeros(1, SIZE, SIZE, 3), torch.zeros(1, SIZE, SIZE)
     image[0, 0, 0], bright[0, 0, 0] = 1, 7
@@ -160,15 +171,19 @@ CELLS = torch.arange(1.0, 17).view(4, 4)  # cells of 4x4 pixels
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("drawn, expected", [
-    (placed(4, 4), CELLS),
-    (placed(4, 4, mirror=True), CELLS.flip(1)),
-    (placed(8, 4), torch.cat([CELLS[1:], torch.zeros(1, 4)])),
-    (placed(4, 0), torch.cat([torch.zeros(4, 1), CELLS[:, :-1]], 1)),
-    (placed(4, 0, mirror=True), torch.cat([torch.zeros(4, 1), CELLS[:, :-1]], 1).flip(1)),
-    # half a cell down: each cell is the mean of itself and the one above
-    (placed(2, 4), (CELLS + torch.cat([torch.zeros(1, 4), CELLS[:-1]])) / 2),
-], ids=["still", "mirrored", "cell up", "cell right", "right, mirrored", "half a cell down"])
+@pytest.mark.parametrize(
+    "drawn, expected",
+    [
+        (placed(4, 4), CELLS),
+        (placed(4, 4, mirror=True), CELLS.flip(1)),
+        (placed(8, 4), torch.cat([CELLS[1:], torch.zeros(1, 4)])),
+        (placed(4, 0), torch.cat([torch.zeros(4, 1), CELLS[:, :-1]], 1)),
+        (placed(4, 0, mirror=True), torch.cat([torch.zeros(4, 1), CELLS[:, :-1]], 1).flip(1)),
+        # half a cell down: each cell is the mean of itself and the one above
+        (placed(2, 4), (CELLS + torch.cat([torch.zeros(1, 4), CELLS[:-1]])) / 2),
+    ],
+    ids=["still", "mirrored", "cell up", "cell right", "right, mirrored", "half a cell down"],
+)
 def test_attention_moves_with_its_image(drawn, expected, dtype):
     maps = torch.cat([unit(CELLS.flip(0)), unit(CELLS)]).to(dtype)
     moved = move_attention(maps, torch.tensor([1]), drawn, 4, (SIZE, SIZE))

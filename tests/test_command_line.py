@@ -61,8 +61,14 @@ def problem(tmp_path_factory):
     labels = np.where(rng.uniform(size=60) < 0.3, rng.integers(0, 4, 60), predicted)
     labels[:4] = range(4)
     path = folder / "images.npz"
-    np.savez(path, train_images=images[:8], train_labels=np.arange(8) % 4, test_images=images[sure.numpy()],
-             test_labels=labels, class_names=np.array(CLASSES))
+    np.savez(
+        path,
+        train_images=images[:8],
+        train_labels=np.arange(8) % 4,
+        test_images=images[sure.numpy()],
+        test_labels=labels,
+        class_names=np.array(CLASSES),
+    )
     return folder, path, model, labels, predicted
 
 
@@ -111,7 +117,8 @@ def test_as_a_program(problem):
         ["evaluate", "--weights", str(data), "--data", str(data)],
         ["evaluate", "--weights", "x.pt"],
     ):
-        done = subprocess.run([sys.executable, "-m", "igkd", *arguments], capture_output=True, text=True,
-                              env=environment, cwd=folder)
+        done = subprocess.run(
+            [sys.executable, "-m", "igkd", *arguments], capture_output=True, text=True, env=environment, cwd=folder
+        )
         assert (done.returncode, done.stdout) == (2, "")
         assert len(done.stderr.splitlines()) == 1, done.stderr

@@ -18,8 +18,15 @@ MACHINE = {"name": "a processor", "threads": 1, "bfloat16": False}
 
 
 def record(run, accuracy=0.9, seconds=30.0):
-    outcome = {"accuracy": accuracy, "kappa": 0.8, "n_test": 12, "n_train": 40, "weights": "0123",
-               "per_class_accuracy": [1.0, None], "history": []}
+    outcome = {
+        "accuracy": accuracy,
+        "kappa": 0.8,
+        "n_test": 12,
+        "n_train": 40,
+        "weights": "0123",
+        "per_class_accuracy": [1.0, None],
+        "history": [],
+    }
     return Record(run, outcome, {"seconds": seconds, "machine": MACHINE, "versions": {"torch": "2"}})
 
 
@@ -74,8 +81,10 @@ def test_planned_runs_start_with_the_teacher_and_go_round_the_seeds(study):
     students = items[1:]
     seeds = [item.labels["seed"] for item in students]
     assert seeds == sorted(seeds) and len(set(seeds)) == study.profile.num_seeds
-    arms = [[item.labels["arm"] for item in students if item.experiment == "arms" and item.labels["seed"] == seed]
-            for seed in set(seeds)]
+    arms = [
+        [item.labels["arm"] for item in students if item.experiment == "arms" and item.labels["seed"] == seed]
+        for seed in set(seeds)
+    ]
     assert arms.count(arms[0]) == len(arms) > 1  # every seed has the same arms
     for item in students:
         assert item.run.seed == item.labels["seed"] and item.run.data == study.fingerprint
@@ -101,8 +110,17 @@ def test_the_table_has_labels_measures_and_seconds(small_study):
     items = planned(0, 1)
     table = small_study.ensure(items)
     assert list(table.columns) == [
-        "arm", "seed", "key", "accuracy", "balanced_accuracy", "kappa", "loss", "n_test", "n_train",
-        "train_accuracy", "seconds",
+        "arm",
+        "seed",
+        "key",
+        "accuracy",
+        "balanced_accuracy",
+        "kappa",
+        "loss",
+        "n_test",
+        "n_train",
+        "train_accuracy",
+        "seconds",
     ]
     assert list(table.key) == [item.run.key for item in items]
     kept = small_study.store.find(items[1].run.key)
@@ -136,8 +154,9 @@ def with_teacher(study):
 def test_a_student_learns_from_the_study_s_teacher(small_study, blocks_removed):
     teacher = with_teacher(small_study)
     signals = SignalSpec(small_study.plan.teacher_key, n_steps=2)
-    run = replace(RUN, method=Method(alpha=0.5, overlay_prob=0.5), signals=signals,
-                  architecture=Architecture(blocks_removed))
+    run = replace(
+        RUN, method=Method(alpha=0.5, overlay_prob=0.5), signals=signals, architecture=Architecture(blocks_removed)
+    )
     small_study.ensure([Planned("arms", {"seed": 0}, run)])
     assert small_study.store.find(run.key).outcome["teacher_weights"] == teacher.digest
 

@@ -206,8 +206,16 @@ def test_a_rare_class_is_never_lost_in_silence():
 
 @pytest.mark.parametrize(
     "values",
-    [{"fraction": 0}, {"fraction": 1.1}, {"fraction": float("nan")}, {"validation": 1}, {"validation": -0.1},
-     {"validation": float("nan")}, {"seed": -1}, {"seed": 2**32}],
+    [
+        {"fraction": 0},
+        {"fraction": 1.1},
+        {"fraction": float("nan")},
+        {"validation": 1},
+        {"validation": -0.1},
+        {"validation": float("nan")},
+        {"seed": -1},
+        {"seed": 2**32},
+    ],
 )
 def test_values_of_a_subset_out_of_range(values):
     with pytest.raises(InputError, match=next(iter(values))):
@@ -418,9 +426,9 @@ def write_official(folder: Path, arrays: dict[str, np.ndarray]) -> dict[str, str
     base = folder / CIFAR10.base_folder
     base.mkdir(parents=True)
     parts = np.array_split(np.arange(len(arrays["train_labels"])), 5)
-    content = {
-        f"data_batch_{number}": ("train", rows) for number, rows in enumerate(parts, 1)
-    } | {"test_batch": ("test", np.arange(len(arrays["test_labels"])))}
+    content = {f"data_batch_{number}": ("train", rows) for number, rows in enumerate(parts, 1)} | {
+        "test_batch": ("test", np.arange(len(arrays["test_labels"])))
+    }
     md5 = {}
     for name, (part, rows) in content.items():
         # Officially: one image a row, all of red, then all of green, then all of blue.

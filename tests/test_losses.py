@@ -36,7 +36,7 @@ def test_distillation_gradient_keeps_its_size_at_high_temperature():
     student, teacher = logits(1, 10, 0), logits(1, 10, 1)
     student, teacher = student - student.mean(), teacher - teacher.mean()
     student.requires_grad_()
-    gradient, = torch.autograd.grad(distillation_loss(student, teacher, 1e4), student)
+    (gradient,) = torch.autograd.grad(distillation_loss(student, teacher, 1e4), student)
     torch.testing.assert_close(gradient, (student - teacher).detach() / 10, rtol=1e-2, atol=1e-3)
 
 
@@ -94,12 +94,10 @@ def test_attention_maps_of_different_sizes_cannot_be_compared():
 
 def test_gradients_in_double_precision():
     teacher = logits(3, 4, 1)
-    assert torch.autograd.gradcheck(lambda s: distillation_loss(s, teacher, 2.5),
-                                    logits(3, 4, 0).requires_grad_())
+    assert torch.autograd.gradcheck(lambda s: distillation_loss(s, teacher, 2.5), logits(3, 4, 0).requires_grad_())
     activation = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     target = attention_map(activation.flip(0))
-    assert torch.autograd.gradcheck(lambda a: attention_loss(attention_map(a), target),
-                                    activation.requires_grad_())
+    assert torch.autograd.gradcheck(lambda a: attention_loss(attention_map(a), target), activation.requires_grad_())
 
 
 def test_bfloat16_is_computed_in_float32():

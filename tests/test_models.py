@@ -9,8 +9,16 @@ from igkd.cost import multiply_accumulates, sizes
 from igkd.device import Compute, StridedDepthwiseConv2d
 from igkd.errors import InputError
 from igkd.models import (
-    BLOCKS_REMOVED, Architecture, MobileNetV2, attention_tap, compression_factor, count_parameters, load_weights,
-    pack_weights, state_digest, weights_metadata,
+    BLOCKS_REMOVED,
+    Architecture,
+    MobileNetV2,
+    attention_tap,
+    compression_factor,
+    count_parameters,
+    load_weights,
+    pack_weights,
+    state_digest,
+    weights_metadata,
 )
 from igkd.published import compression_sweep, inference_time
 
@@ -59,10 +67,19 @@ def test_multiply_accumulates_of_the_smallest_student_worked_by_hand():
     assert multiply_accumulates(MobileNetV2(10, 17), (32, 32)) == stem + depthwise + pointwise + linear
 
 
-@pytest.mark.parametrize("blocks_removed, tap, channels, side", [
-    (3, 9, 64, 4), (5, 9, 64, 4), (7, 9, 64, 4), (9, 4, 32, 8), (11, 4, 32, 8), (13, 4, 32, 8), (15, 2, 24, 16),
-    (17, 0, 32, 16),
-])
+@pytest.mark.parametrize(
+    "blocks_removed, tap, channels, side",
+    [
+        (3, 9, 64, 4),
+        (5, 9, 64, 4),
+        (7, 9, 64, 4),
+        (9, 4, 32, 8),
+        (11, 4, 32, 8),
+        (13, 4, 32, 8),
+        (15, 2, 24, 16),
+        (17, 0, 32, 16),
+    ],
+)
 def test_tap_is_the_output_of_its_block(blocks_removed, tap, channels, side):
     # 16x16 images: the paper's maps of 32x32 images have twice these sides
     assert attention_tap(blocks_removed) == tap
@@ -98,9 +115,7 @@ def test_standardising_inside_equals_standardising_outside():
 
 
 def test_initial_weights_depend_on_the_generator_alone():
-    first, again, other = (
-        Architecture(17).build(10, None, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
-    )
+    first, again, other = (Architecture(17).build(10, None, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert state_digest(first) == state_digest(again) != state_digest(other)
 
 
@@ -173,14 +188,20 @@ def damaged_files(folder):
     whole = pack_weights(network(17))
     tensors = network(17).state_dict()
     contents = {
-        "empty.safetensors": b"", "empty.pt": b"", "noise.safetensors": bytes(range(256)), "noise.pt": b"hello",
-        "truncated.safetensors": whole[:-100], "header-only.safetensors": whole[:9],
+        "empty.safetensors": b"",
+        "empty.pt": b"",
+        "noise.safetensors": bytes(range(256)),
+        "noise.pt": b"hello",
+        "truncated.safetensors": whole[:-100],
+        "header-only.safetensors": whole[:9],
         "other-classes.safetensors": pack_weights(network(17, num_classes=3)),
     }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     states = {
-        "list.pt": [1, 2], "numbers.pt": {0: torch.zeros(1)}, "nested.pt": {"state_dict": tensors},
+        "list.pt": [1, 2],
+        "numbers.pt": {0: torch.zeros(1)},
+        "nested.pt": {"state_dict": tensors},
         "letters.pt": {"features.a.weight": torch.zeros(1)},
         "scalar.pt": {"features.0.0.weight": torch.tensor(1.0)},
         "others.pt": {"conv1.weight": torch.zeros(1)},

@@ -32,7 +32,7 @@ def test_its_pictures_and_links_are_there():
 
 
 def test_the_library_example_runs():
-    example, = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert len([line for line in example.splitlines() if line.strip()]) <= 20
     names = {}
     exec(example, names)
@@ -47,9 +47,12 @@ def checkout(tmp_path_factory):
     skip = shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, folder, ignore=skip)
     digits = load_images("digits")
-    enough = {"train": 2, "test": 5}  # copies, so that there are the 2,000 of each that the laptop profile takes
-    arrays = {f"{part}_{kind}": np.concatenate([getattr(digits, f"{part}_{kind}")] * copies)
-              for part, copies in enough.items() for kind in ("images", "labels")}
+    enough = {"train": 2, "test": 5}  # copies, so that there are enough for every profile
+    arrays = {
+        f"{part}_{kind}": np.concatenate([getattr(digits, f"{part}_{kind}")] * copies)
+        for part, copies in enough.items()
+        for kind in ("images", "labels")
+    }
     np.savez(folder / "cifar10.npz", class_names=np.array(CIFAR10_CLASSES), **arrays)
     return folder
 

@@ -52,12 +52,18 @@ def repository(tmp_path_factory):
     shutil.copytree(REPOSITORY / "igkd", root / "igkd", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "run_all.py", root)
     folder = root / "notebooks"
-    write_notebook(folder / "00_start.ipynb", "Start here",
-                   "import os, sys\nprint(sys.executable, os.getcwd(), profile, n_steps, sep='\\n')")
+    write_notebook(
+        folder / "00_start.ipynb",
+        "Start here",
+        "import os, sys\nprint(sys.executable, os.getcwd(), profile, n_steps, sep='\\n')",
+    )
     write_notebook(folder / "01_broken.ipynb", "Broken", "raise ValueError('broken on purpose')", "print('never')")
     write_notebook(folder / "02_trains.ipynb", "Trains", TRAIN_ONE)
-    write_notebook(folder / "03_long.ipynb", "Long",
-                   "import os, time\nopen('kernel', 'w').write(str(os.getpid()))\ntime.sleep(600)")
+    write_notebook(
+        folder / "03_long.ipynb",
+        "Long",
+        "import os, time\nopen('kernel', 'w').write(str(os.getpid()))\ntime.sleep(600)",
+    )
     return root
 
 
@@ -71,8 +77,13 @@ def environment(root):
 
 
 def run_all(root, *arguments):
-    return subprocess.run([sys.executable, root / "run_all.py", *arguments], capture_output=True, text=True,
-                          cwd=root.parent, env=environment(root))
+    return subprocess.run(
+        [sys.executable, root / "run_all.py", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=root.parent,
+        env=environment(root),
+    )
 
 
 def test_executes_and_goes_on_after_a_failure(repository):
@@ -80,11 +91,16 @@ def test_executes_and_goes_on_after_a_failure(repository):
     assert done.returncode == 1, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    assert any(line.startswith("01_broken: failed") and line.endswith("ValueError: broken on purpose") for line in lines)
-    table = [line.split() for line in lines[lines.index("") + 1:]]
+    assert any(
+        line.startswith("01_broken: failed") and line.endswith("ValueError: broken on purpose") for line in lines
+    )
+    table = [line.split() for line in lines[lines.index("") + 1 :]]
     assert table[0] == ["notebook", "seconds", "trained", "recorded", "figures", "status"]
     assert [(row[0], row[2], row[-1]) for row in table[1:4]] == [
-        ("00_start", "0", "ok"), ("01_broken", "0", "failed"), ("02_trains", "1", "ok")]
+        ("00_start", "0", "ok"),
+        ("01_broken", "0", "failed"),
+        ("02_trains", "1", "ok"),
+    ]
 
     build = repository / "build" / "demo"
     first = nbformat.read(build / "00_start.ipynb", 4)
@@ -94,15 +110,18 @@ def test_executes_and_goes_on_after_a_failure(repository):
     assert len(list((build / "records" / "arms").glob("*.json"))) == 1
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["-p", "n_step", "5"], "00_start.ipynb has no parameter 'n_step'; did you mean n_steps?"),
-    (["-p", "n_steps", "many"], "00_start.ipynb takes n_steps as int (by default 8), not 'many'"),
-    (["--only", "17"], "there is no notebook 17; there are 00, 01, 02, 03"),
-    (["--budget", "9m"], "--budget goes with --runs-only"),
-    (["--runs-only", "--budget", "9"], "'9' is no duration such as 90s, 9m or 1h"),
-    (["--list", "--force"], "--force goes with training"),
-    (["--nothing"], "unrecognized arguments: --nothing"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "n_step", "5"], "00_start.ipynb has no parameter 'n_step'; did you mean n_steps?"),
+        (["-p", "n_steps", "many"], "00_start.ipynb takes n_steps as int (by default 8), not 'many'"),
+        (["--only", "17"], "there is no notebook 17; there are 00, 01, 02, 03"),
+        (["--budget", "9m"], "--budget goes with --runs-only"),
+        (["--runs-only", "--budget", "9"], "'9' is no duration such as 90s, 9m or 1h"),
+        (["--list", "--force"], "--force goes with training"),
+        (["--nothing"], "unrecognized arguments: --nothing"),
+    ],
+)
 def test_bad_usage_is_one_line_before_anything_runs(repository, arguments, message):
     marker = repository / "build" / "demo" / "00_start.ipynb"
     before = marker.stat().st_mtime_ns if marker.exists() else None
@@ -121,8 +140,13 @@ def test_input_that_the_study_refuses(repository):
 
 def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on(repository):
     pid_file = repository / "kernel"
-    process = subprocess.Popen([sys.executable, repository / "run_all.py", "--from", "03", "-p", "lr", "0.2", "--force"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(repository))
+    process = subprocess.Popen(
+        [sys.executable, repository / "run_all.py", "--from", "03", "-p", "lr", "0.2", "--force"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(repository),
+    )
     while process.poll() is None and not (pid_file.exists() and pid_file.read_text()):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
@@ -135,12 +159,19 @@ def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on(repository):
 
 
 def test_list_needs_neither_torch_nor_papermill(repository):
-    code = ("import runpy, sys; sys.argv = ['run_all.py', '--list']\n"
-            "try: runpy.run_path('run_all.py', run_name='__main__')\n"
-            "finally: print({'torch', 'papermill', 'numpy'} & set(sys.modules))")
+    code = (
+        "import runpy, sys; sys.argv = ['run_all.py', '--list']\n"
+        "try: runpy.run_path('run_all.py', run_name='__main__')\n"
+        "finally: print({'torch', 'papermill', 'numpy'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository)
     assert done.stdout.splitlines() == [
-        "00_start   Start here", "01_broken  Broken", "02_trains  Trains", "03_long    Long", "set()"]
+        "00_start   Start here",
+        "01_broken  Broken",
+        "02_trains  Trains",
+        "03_long    Long",
+        "set()",
+    ]
 
 
 @pytest.fixture
@@ -249,11 +280,17 @@ def test_published_notebook_has_outputs_and_no_trace_of_the_execution(tmp_path):
     assert published == source
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda done: done.cells[-1].update(source="1 + 2"), "edited"),
-    (lambda done: done.cells[-1].update(execution_count=None), "not executed to its end"),
-    (lambda done: done.cells[-1].update(outputs=[new_output("error", ename="E", evalue="", traceback=[])]), "error"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda done: done.cells[-1].update(source="1 + 2"), "edited"),
+        (lambda done: done.cells[-1].update(execution_count=None), "not executed to its end"),
+        (
+            lambda done: done.cells[-1].update(outputs=[new_output("error", ename="E", evalue="", traceback=[])]),
+            "error",
+        ),
+    ],
+)
 def test_only_a_finished_execution_of_the_same_notebook_is_published(tmp_path, change, message):
     source = nbformat.read(write_notebook(tmp_path / "00_x.ipynb", "X", "1 + 1").path, 4)
     done = executed(source, [])

@@ -16,9 +16,7 @@ RUN = Run(
     subset=Subset(fraction=0.8, seed=3, validation=0.1),
     architecture=Architecture(blocks_removed=5, width=1.0, normalize=False),
     method=Method(alpha=0.01, temperature=2.5, overlay_prob=0.1, gamma=0.8, overlay_weight=0.5, max_exponent=2.0),
-    recipe=Recipe(
-        num_epochs=16, batch_size=64, optimizer="sgd", lr=0.05, one_cycle=True, weight_decay=5e-4, padding=4
-    ),
+    recipe=Recipe(num_epochs=16, batch_size=64, optimizer="sgd", lr=0.05, one_cycle=True, weight_decay=5e-4, padding=4),
     signals=SignalSpec(teacher="fedcba9876543210", variant="described", n_steps=50, baseline="mean"),
     seed=7,
     split="test",
@@ -38,13 +36,28 @@ def store(folder):
 
 # One other value for each field. `signals.variant` has a single value so far and is tested below.
 OTHER = {
-    "data": "0123456789abcdee", "seed": 8, "split": "validation",
+    "data": "0123456789abcdee",
+    "seed": 8,
+    "split": "validation",
     "subset": {"fraction": 0.7, "seed": 4, "validation": 0.2},
     "architecture": {"blocks_removed": 3, "width": 0.5, "normalize": True},
-    "method": {"alpha": 0.02, "temperature": 3.0, "overlay_prob": 0.2, "gamma": 0.9, "overlay_weight": 0.4,
-               "max_exponent": 3.0},
-    "recipe": {"num_epochs": 17, "batch_size": 32, "optimizer": "adam", "lr": 0.04, "one_cycle": False,
-               "weight_decay": 0.0, "padding": 3},
+    "method": {
+        "alpha": 0.02,
+        "temperature": 3.0,
+        "overlay_prob": 0.2,
+        "gamma": 0.9,
+        "overlay_weight": 0.4,
+        "max_exponent": 3.0,
+    },
+    "recipe": {
+        "num_epochs": 17,
+        "batch_size": 32,
+        "optimizer": "adam",
+        "lr": 0.04,
+        "one_cycle": False,
+        "weight_decay": 0.0,
+        "padding": 3,
+    },
     "signals": {"teacher": "fedcba9876543211", "n_steps": 49, "baseline": "black"},
 }
 
@@ -78,9 +91,7 @@ def test_the_key_changes_with_the_version_of_the_training_code(monkeypatch):
 
 def test_equal_runs_have_equal_keys_however_their_numbers_are_written():
     whole = dataclasses.replace(RUN, method=Method(gamma=1, temperature=2), recipe=Recipe(num_epochs=1, lr=1))
-    broken = dataclasses.replace(
-        RUN, method=Method(gamma=1.0, temperature=2.0), recipe=Recipe(num_epochs=1, lr=1.0)
-    )
+    broken = dataclasses.replace(RUN, method=Method(gamma=1.0, temperature=2.0), recipe=Recipe(num_epochs=1, lr=1.0))
     assert whole == broken and whole.key == broken.key
 
 
@@ -88,13 +99,17 @@ def test_the_key_does_not_depend_on_what_came_out():
     assert record().key == record(accuracy=0.1).key == RUN.key
 
 
-@pytest.mark.parametrize("change", [
-    lambda: Recipe(num_epochs=1, optimizer="Adam"),
-    lambda: SignalSpec("fedcba9876543210", variant="relesed"),
-    lambda: dataclasses.replace(RUN, split="val"),
-    lambda: dataclasses.replace(RUN, subset=Subset(), split="validation"),
-    lambda: dataclasses.replace(RUN, signals=None),
-], ids=["optimizer", "variant", "split", "nothing held out", "no teacher"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: Recipe(num_epochs=1, optimizer="Adam"),
+        lambda: SignalSpec("fedcba9876543210", variant="relesed"),
+        lambda: dataclasses.replace(RUN, split="val"),
+        lambda: dataclasses.replace(RUN, subset=Subset(), split="validation"),
+        lambda: dataclasses.replace(RUN, signals=None),
+    ],
+    ids=["optimizer", "variant", "split", "nothing held out", "no teacher"],
+)
 def test_a_run_that_cannot_mean_what_it_says_is_refused(change):
     with pytest.raises(InputError):
         change()
@@ -115,17 +130,21 @@ def change_text(content: bytes) -> bytes:
     return changed
 
 
-@pytest.mark.parametrize("damage", [
-    lambda content: b"",
-    lambda content: content[: len(content) // 2],
-    lambda content: b"[]",
-    lambda content: b'"text"',
-    lambda content: b"\xff\xfe" + content,
-    lambda content: content.replace(b'"outcome"', b'"outcame"'),
-    lambda content: content.replace(b'"lr": 0.05', b'"lr": 0.05, "warmth": 1'),
-    lambda content: content.replace(b'"fraction": 0.8', b'"fraction": 8'),
-    change_text,
-], ids=["empty", "half", "list", "text", "bytes", "lacking", "unknown field", "out of range", "edited"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: b"[]",
+        lambda content: b'"text"',
+        lambda content: b"\xff\xfe" + content,
+        lambda content: content.replace(b'"outcome"', b'"outcame"'),
+        lambda content: content.replace(b'"lr": 0.05', b'"lr": 0.05, "warmth": 1'),
+        lambda content: content.replace(b'"fraction": 0.8', b'"fraction": 8'),
+        change_text,
+    ],
+    ids=["empty", "half", "list", "text", "bytes", "lacking", "unknown field", "out of range", "edited"],
+)
 def test_a_damaged_record_is_named(tmp_path, damage):
     kept = store(tmp_path)
     path = kept.add(record(), "arms")

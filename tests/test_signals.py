@@ -38,7 +38,7 @@ def test_logits_and_attention_are_those_of_a_direct_pass_in_data_set_order(tmp_p
     signals, _ = load(tmp_path)
     with torch.no_grad():
         for row in range(len(IMAGES.train_images)):
-            logits, activation = TEACHER.model(as_input(IMAGES.train_images[row: row + 1]), TAP)
+            logits, activation = TEACHER.model(as_input(IMAGES.train_images[row : row + 1]), TAP)
             torch.testing.assert_close(signals.logits[row], logits[0], rtol=1e-4, atol=1e-4)
             attention = attention_map(activation)[0]
             torch.testing.assert_close(signals.attention[row].float(), attention, rtol=2e-3, atol=1e-5)
@@ -48,9 +48,12 @@ def test_maps_are_captums_on_the_same_teacher(tmp_path):
     maps = load(tmp_path)[0].maps
     x = as_input(IMAGES.train_images).contiguous()
     baseline = TEACHER.model.mean.expand(1, 3, 16, 16)
-    expected = IntegratedGradients(TEACHER.model).attribute(
-        x, baseline, torch.from_numpy(IMAGES.train_labels), n_steps=4, method="gausslegendre"
-    ).abs().sum(1)
+    expected = (
+        IntegratedGradients(TEACHER.model)
+        .attribute(x, baseline, torch.from_numpy(IMAGES.train_labels), n_steps=4, method="gausslegendre")
+        .abs()
+        .sum(1)
+    )
     assert maps.dtype == torch.float16
     # half precision keeps 11 bits; what is small beside the largest value may differ by rounding
     torch.testing.assert_close(maps.float(), expected, rtol=2e-3, atol=1e-4 * float(expected.max()))
@@ -62,9 +65,12 @@ def test_steps_and_baseline_are_those_asked_for(tmp_path):
         for spec in (SPEC, replace(SPEC, baseline="black"), replace(SPEC, n_steps=1))
     }
     x = as_input(IMAGES.train_images).contiguous()
-    black = IntegratedGradients(TEACHER.model).attribute(
-        x, torch.zeros_like(x), torch.from_numpy(IMAGES.train_labels), n_steps=4
-    ).abs().sum(1)
+    black = (
+        IntegratedGradients(TEACHER.model)
+        .attribute(x, torch.zeros_like(x), torch.from_numpy(IMAGES.train_labels), n_steps=4)
+        .abs()
+        .sum(1)
+    )
     found = maps[replace(SPEC, baseline="black")].float()
     torch.testing.assert_close(found, black, rtol=2e-3, atol=1e-4 * float(black.max()))
     assert not torch.equal(maps[SPEC], maps[replace(SPEC, n_steps=1)])

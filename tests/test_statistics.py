@@ -299,10 +299,7 @@ def test_equivalence_is_the_interval_inside_the_margin(paired):
 def test_equivalence_is_rarely_claimed_at_the_margin():
     rng = np.random.default_rng(13)
     n = 400
-    hits = sum(
-        st.equivalence(rng.normal(1, 1, 25), rng.normal(0, 1, 25), 1, paired=False).equivalent
-        for _ in range(n)
-    )
+    hits = sum(st.equivalence(rng.normal(1, 1, 25), rng.normal(0, 1, 25), 1, paired=False).equivalent for _ in range(n))
     assert within_binomial(hits, n, 0.05)
 
 
@@ -348,9 +345,7 @@ def test_detectable_difference_has_the_planned_power():
 
 def test_published_main_effects(runs):
     table = st.factorial(runs).set_index("term")
-    assert (100 * table.loc[["KD", "IG", "AT"], "estimate"]).tolist() == pytest.approx(
-        [0.520, 0.243, 0.014], abs=6e-4
-    )
+    assert (100 * table.loc[["KD", "IG", "AT"], "estimate"]).tolist() == pytest.approx([0.520, 0.243, 0.014], abs=6e-4)
     assert 100 * table.loc["KD", "se"] == pytest.approx(0.072, abs=6e-4)
     assert table.loc[["IG", "AT"], "p"].tolist() == pytest.approx([0.0011, 0.84], rel=0.03)
 

@@ -39,10 +39,15 @@ def trained(run, folder, signals=None, images=IMAGES, log=lambda line: None):
     return train(run, images, store(folder), COMPUTE, *([] if signals is None else [signals]), log=log)
 
 
-@pytest.mark.parametrize("run", [
-    small_run(IMAGES), small_run(IMAGES, ALL, ADAM),
-    small_run(IMAGES, architecture=Architecture(0, 0.25, normalize=True), recipe=replace(RECIPE, num_epochs=1)),
-], ids=["student", "all ingredients", "dropout"])
+@pytest.mark.parametrize(
+    "run",
+    [
+        small_run(IMAGES),
+        small_run(IMAGES, ALL, ADAM),
+        small_run(IMAGES, architecture=Architecture(0, 0.25, normalize=True), recipe=replace(RECIPE, num_epochs=1)),
+    ],
+    ids=["student", "all ingredients", "dropout"],
+)
 def test_the_same_run_gives_the_same_outcome_bit_for_bit(run, tmp_path):
     torch.manual_seed(0)
     first = trained(run, tmp_path / "first")
@@ -60,8 +65,9 @@ def test_another_seed_gives_another_outcome(tmp_path):
     assert outcomes[0]["history"] != outcomes[1]["history"]
 
 
-@pytest.mark.parametrize("ingredient", [Method(overlay_prob=1e-12), Method(alpha=1e-30), Method(gamma=1e-30)],
-                         ids=["IG", "KD", "AT"])
+@pytest.mark.parametrize(
+    "ingredient", [Method(overlay_prob=1e-12), Method(alpha=1e-30), Method(gamma=1e-30)], ids=["IG", "KD", "AT"]
+)
 def test_arms_of_one_seed_share_initial_weights_order_and_crops(ingredient, tmp_path):
     # With an ingredient too weak to matter, whatever else differed would show.
     def history(*description, seed=0):
@@ -73,8 +79,9 @@ def test_arms_of_one_seed_share_initial_weights_order_and_crops(ingredient, tmp_
     assert history(seed=1) != pytest.approx(plain, rel=1e-2)
 
 
-@pytest.mark.parametrize("ingredient", [Method(overlay_prob=0.5), Method(alpha=0.5), Method(gamma=5.0)],
-                         ids=["IG", "KD", "AT"])
+@pytest.mark.parametrize(
+    "ingredient", [Method(overlay_prob=0.5), Method(alpha=0.5), Method(gamma=5.0)], ids=["IG", "KD", "AT"]
+)
 def test_each_ingredient_changes_the_student(ingredient, tmp_path):
     plain = trained(small_run(IMAGES), tmp_path)
     assert trained(small_run(IMAGES, ingredient), tmp_path).outcome["weights"] != plain.outcome["weights"]
@@ -87,7 +94,8 @@ def test_terms_recombine_to_the_loss(name, tmp_path):
     (means,) = trained(run, tmp_path).outcome["history"]
     assert ("distillation" in means) == ("KD" in name) and ("attention" in means) == ("AT" in name)
     expected = (
-        (1 - method.alpha) * means["cross_entropy"] + method.alpha * means.get("distillation", 0)
+        (1 - method.alpha) * means["cross_entropy"]
+        + method.alpha * means.get("distillation", 0)
         + method.gamma * means.get("attention", 0)
     )
     assert means["loss"] == pytest.approx(expected, rel=1e-5)
@@ -128,10 +136,14 @@ class Stop(Exception):
     """Ends a training from outside."""
 
 
-@pytest.mark.parametrize("run, signals", [
-    (small_run(IMAGES, ALL, replace(ADAM, num_epochs=3)), small_signals(IMAGES)),
-    (small_run(IMAGES, recipe=replace(RECIPE, num_epochs=3), architecture=Architecture(0, 0.25, True)), None),
-], ids=["all ingredients, adam", "dropout, sgd, one cycle"])
+@pytest.mark.parametrize(
+    "run, signals",
+    [
+        (small_run(IMAGES, ALL, replace(ADAM, num_epochs=3)), small_signals(IMAGES)),
+        (small_run(IMAGES, recipe=replace(RECIPE, num_epochs=3), architecture=Architecture(0, 0.25, True)), None),
+    ],
+    ids=["all ingredients, adam", "dropout, sgd, one cycle"],
+)
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(run, signals, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_EVERY_SECONDS", 0)
     whole = trained(run, tmp_path / "whole", signals)
@@ -215,10 +227,14 @@ def test_kill_9_loses_no_finished_epoch_and_leaves_nothing_half_written(tmp_path
     assert resumed.outcome == whole.outcome
 
 
-@pytest.mark.parametrize("recipe", [
-    replace(RECIPE, lr=1e30, one_cycle=False),
-    replace(RECIPE, lr=1e38, one_cycle=False, num_epochs=1, batch_size=40),
-], ids=["loss", "weights after the last step"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        replace(RECIPE, lr=1e30, one_cycle=False),
+        replace(RECIPE, lr=1e38, one_cycle=False, num_epochs=1, batch_size=40),
+    ],
+    ids=["loss", "weights after the last step"],
+)
 def test_a_loss_that_is_not_finite_fails_the_run_and_stores_nothing(recipe, tmp_path):
     run = small_run(IMAGES, recipe=recipe)
     with pytest.raises(TrainingError, match="loss is (nan|inf)"):
