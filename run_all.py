@@ -308,7 +308,7 @@ def run_notebooks(
 
 
 def write_timing(study, rows: list[tuple[str, ...]]) -> None:
-    """Keep how long a whole execution took, one file for executions that trained and one for those that read records."""
+    """Keep how long a whole execution took: one file for executions that trained, one for those that read records."""
     header, *lines = rows
     measured = [dict(zip(header, [name, *map(int, numbers), outcome])) for name, *numbers, outcome in lines]
     kind = "trained" if any(line["trained"] for line in measured) else "recorded"

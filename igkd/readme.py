@@ -47,9 +47,10 @@ def profiles(root: Path) -> str:
     for path in sorted((root / "bench").glob("run_all-*.json"), reverse=True):
         run = json.loads(path.read_text())
         measured, machine = run["notebooks"], run["machine"]
+        first, last = measured[0]["notebook"][:2], measured[-1]["notebook"][:2]
         seconds = sum(each["seconds"] for each in measured)
         lines.append(
-            f"| `{run['profile']}` | {DATA[run['profile']]} | {measured[0]['notebook'][:2]} to {measured[-1]['notebook'][:2]} "
+            f"| `{run['profile']}` | {DATA[run['profile']]} | {first} to {last} "
             f"| {seconds / 60:.1f} min | {sum(each['trained'] for each in measured)} "
             f"| {machine['name']}, {machine['threads']} threads |"
         )
@@ -63,11 +64,11 @@ def state(root: Path) -> str:
     lines = []
     for record in records:
         if record.run.signals is None and record.run.architecture.blocks_removed == 0:
-            done = record.outcome
+            done, epochs = record.outcome, record.run.recipe.num_epochs
             lines.append(
-                f"- Teacher: {done['accuracy']:.2%} on {done['n_test']:,} test images after {record.run.recipe.num_epochs} "
-                f"epochs on {done['n_train']:,} training images, 1 run (published: {published['teacher_accuracy']}% with "
-                f"50,000 images). Shipped in `weights/`."
+                f"- Teacher: {done['accuracy']:.2%} on {done['n_test']:,} test images after {epochs} epochs on "
+                f"{done['n_train']:,} training images, 1 run (published: {published['teacher_accuracy']}% with 50,000 "
+                "images). Shipped in `weights/`."
             )
     students = pd.DataFrame(
         [

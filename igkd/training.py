@@ -81,7 +81,7 @@ def train(
     """
     if images.fingerprint != run.data:
         raise InputError(f"the run is of the images {run.data}, not of {images.fingerprint}; give it those")
-    method, recipe = run.method, run.recipe
+    recipe = run.recipe
     rows = torch.from_numpy(train_indices(images.train_labels, run.subset))
     model = run.architecture.build(images.num_classes, images.mean_std, stream(run.seed, WEIGHTS))
     work = multiply_accumulates(model, images.size) * len(rows) * recipe.num_epochs
