@@ -27,7 +27,7 @@ def record(run, accuracy=0.9, seconds=30.0):
         "per_class_accuracy": [1.0, None],
         "history": [],
     }
-    return Record(run, outcome, {"seconds": seconds, "machine": MACHINE, "versions": {"torch": "2"}})
+    return Record(run, outcome, {"data": "small", "seconds": seconds, "machine": MACHINE, "versions": {"torch": "2"}})
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_evidence_counts_the_runs_of_each_machine(small_study):
         small_study.store.add(item, "arms")
     evidence = small_study.evidence([item.key for item in kept])
     assert list(evidence.runs) == [3, 1] and list(evidence.minutes) == [1.5, 1.0]
-    assert list(evidence.data) == [IMAGES.fingerprint, "other images"]
+    assert list(evidence.data) == [f"small ({IMAGES.fingerprint})", "small (other images)"]
 
 
 def with_teacher(study):
