@@ -157,7 +157,7 @@ def test_a_student_learns_from_the_study_s_teacher(small_study, blocks_removed):
     run = replace(
         RUN, method=Method(alpha=0.5, overlay_prob=0.5), signals=signals, architecture=Architecture(blocks_removed)
     )
-    small_study.ensure([Planned("arms", {"seed": 0}, run)])
+    small_study.ensure([Planned("arms", {"arm": "KD+IG", "seed": 0}, run)])
     assert small_study.store.find(run.key).outcome["teacher_weights"] == teacher.digest
 
 
@@ -166,13 +166,3 @@ def test_a_teacher_of_which_only_the_record_is_here_is_not_replaced(small_study)
     small_study.store.weights_path(small_study.plan.teacher_key).unlink()
     with pytest.raises(InputError, match="only its record"):
         small_study.teacher()
-
-
-def test_a_student_s_weights_are_made_again_from_its_run(small_study):
-    (item,) = planned(0)
-    small_study.ensure([item])
-    path = small_study.store.weights_path(item.run.key)
-    first = small_study.student(item.run).state_dict()
-    path.unlink()
-    again = small_study.student(item.run).state_dict()
-    assert all(first[name].equal(again[name]) for name in first) and path.exists()
