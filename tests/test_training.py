@@ -383,7 +383,10 @@ def test_a_record_that_cannot_be_written_fails_its_run_alone(study, monkeypatch,
     (study.store.root / "blocked").write_text("")
     monkeypatch.setenv("IGKD_PROGRESS", str(study.store.root / "blocked" / "progress.json"))
     first, second = small_run(IMAGES), small_run(IMAGES, seed=1)
-    items = [Planned("blocked", {"seed": 0}, first), Planned("arms", {"seed": 1}, second)]
+    items = [
+        Planned("blocked", {"arm": "Student", "seed": 0}, first),
+        Planned("arms", {"arm": "Student", "seed": 1}, second),
+    ]
     with pytest.raises(TrainingError, match="1 of 2 runs failed"):
         study.ensure(items)
     assert study.store.keys() == {second.key}
