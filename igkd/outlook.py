@@ -135,7 +135,7 @@ def _calibrate(study: Study, run: Run) -> Speed:
         test_images=images.test_images[:1],
         test_labels=images.test_labels[:1],
     )
-    plain = dataclasses.replace(run, subset=Subset(), method=Method(), signals=None, split="test")
+    plain = dataclasses.replace(run, data=few.fingerprint, subset=Subset(), method=Method(), signals=None, split="test")
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "records", Path(folder), Path(folder))
         for epochs in (1, 2):

@@ -146,6 +146,8 @@ def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on(repository):
         stderr=subprocess.PIPE,
         text=True,
         env=environment(repository),
+        # A shell's background jobs ignore the signal, and so would what these tests start there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not (pid_file.exists() and pid_file.read_text()):
         time.sleep(0.1)
@@ -189,13 +191,14 @@ def test_outlook_from_recorded_speed(study):
     last = study.planned()[-1].run
     found, source = outlook.outlook(study, ["00", "01", "02", "03"])
     counts = {number: (each.done, each.missing) for number, each in found.items()}
-    assert counts == {"00": (0, 0), "01": (1, 0), "02": (0, 0), "03": (len(study.planned()) - 2, 1)}
+    arms = len(study.planned(["00"]))
+    assert counts == {"00": (arms - 1, 1), "01": (0, 0), "02": (0, 0), "03": (len(study.planned()) - arms, 0)}
     assert source == f"{len(study.planned()) - 1} records of this machine"
     # The missing run needs IG maps, which are not here: the teacher goes over the images once for each step.
     teacher = study.teacher_runs()[0].run
     maps = study.work(teacher) / teacher.recipe.num_epochs * study.profile.n_steps
-    assert found["03"].seconds == pytest.approx(2e-9 * (study.work(last) + maps))
-    assert found["01"].seconds == 0
+    assert found["00"].seconds == pytest.approx(2e-9 * (study.work(last) + maps))
+    assert found["03"].seconds == 0
 
 
 def test_records_of_another_machine_do_not_time_this_one(study):
@@ -214,11 +217,11 @@ def test_reasons_name_the_field(study):
     for item in study.planned()[:-1]:
         if item.labels != {"arm": last.labels["arm"], "seed": 0}:
             study.store.forget(item.run.key)
-    assert outlook.reasons(study, ["03"])[-1] == f"arms KD+IG 2 ({last.run.key}): seed: 0 -> 2"
+    assert outlook.reasons(study, ["03"])[-1] == f"arms: KD+IG, seed 2 ({last.run.key}): seed: 0 -> 2"
     before = study.profile.recipe
     study.profile = replace(study.profile, recipe=replace(before, num_epochs=before.num_epochs + 1))
     del study.plan
-    (line,) = [line for line in outlook.reasons(study, ["03"]) if line.startswith("arms KD+IG 0 ")]
+    (line,) = [line for line in outlook.reasons(study, ["03"]) if line.startswith("arms: KD+IG, seed 0 ")]
     assert line.endswith(f"): recipe.num_epochs: {before.num_epochs} -> {before.num_epochs + 1}")
 
 
