@@ -54,8 +54,11 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame) -> list[Path]:
     -------
     list of Path
     """
+    data = study.describe_data()
+    if {"n_train", "n_test"} <= set(table):  # what the runs saw, which may be more or less than the profile's images
+        data = f"{study.images.name}, trained on {_range(table.n_train)}, scored on {_range(table.n_test)} images"
     stamp = (
-        f"profile {study.profile.name} · {study.describe_data()} · "
+        f"profile {study.profile.name} · {data} · "
         f"{len(table)} run{'s' * (len(table) != 1)} · records {records_digest(table)}"
     )
     figure.text(0.995, -0.01, stamp, ha="right", va="top", fontsize=6.5, color="0.45")
@@ -65,6 +68,10 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame) -> list[Path]:
     figure.savefig(paths[0], bbox_inches="tight", metadata={"Description": stamp, "Software": "igkd"})
     figure.savefig(paths[1], bbox_inches="tight", metadata={"Subject": stamp, "Creator": "igkd", "CreationDate": None})
     return paths
+
+
+def _range(counts: pd.Series) -> str:
+    return " to ".join(f"{count:,}" for count in sorted({counts.min(), counts.max()}))
 
 
 def image_rows(rows: dict[str, np.ndarray], titles: list[str] | None = None, cmap: str = "magma") -> Figure:

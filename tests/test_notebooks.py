@@ -48,7 +48,7 @@ def test_it_has_the_sections_that_readers_expect(notebook):
 
 def test_it_defines_no_class_and_no_loop_over_epochs(notebook):
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    assert not re.search(r"^class |for epoch|\.backward\(|tqdm", code, re.MULTILINE)
+    assert not re.search(r"^class |for epoch in|\.backward\(|tqdm", code, re.MULTILINE)
 
 
 def test_its_outputs_are_fit_to_be_read(notebook):
