@@ -13,11 +13,13 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
+from contextlib import closing
 from pathlib import Path
 
 from igkd.__main__ import OneLineParser
 from igkd.errors import InputError, TrainingError
-from igkd.notebooks import Notebook, check_parameters, execute, find_notebooks, publish
+from igkd.notebooks import Execution, Notebook, check_parameters, execute_all, find_notebooks, publish
 from igkd.progress import Status, duration
 
 REPOSITORY = Path(__file__).resolve().parent
@@ -63,6 +65,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", default="", help="CIFAR-10 or your own images: a folder, an .npz file, or 'download'")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     parser.add_argument(
+        "--jobs", type=int, metavar="N", help="runs and notebooks at once (default: one a processor core; a GPU: 1)"
+    )
+    parser.add_argument(
         "-p",
         dest="parameters",
         nargs=2,
@@ -92,6 +97,8 @@ def parse_arguments() -> argparse.Namespace:
         "--budget", type=seconds, metavar="9m", help="with --runs-only: start no run after 90s, 9m or 1h"
     )
     options = parser.parse_args()
+    if options.jobs is not None and options.jobs < 1:
+        parser.error(f"--jobs is {options.jobs}; give 1 or more")
     if options.budget is not None and not options.runs_only:
         parser.error("--budget goes with --runs-only")
     if options.parameters and (
@@ -174,7 +181,7 @@ def with_study(notebooks: list[Notebook], options: argparse.Namespace) -> int:
     from igkd.engine import PROGRESS, Study  # after the cheap checks: torch takes seconds to import
 
     with tempfile.TemporaryDirectory() as folder, Status(Path(folder) / "progress", sys.stderr) as status:
-        study = Study(options.profile, options.data, options.device, log=status.say)
+        study = Study(options.profile, options.data, options.device, log=status.say, jobs=options.jobs)
         if options.data:
             study.images  # noqa: B018 - data that was named must be usable, even where all is recorded
         numbers = [notebook.number for notebook in notebooks]
@@ -265,54 +272,74 @@ def train_runs(study, numbers: list[str], options: argparse.Namespace, status: S
 def run_notebooks(
     study, notebooks: list[Notebook], parameters: dict, options: argparse.Namespace, status: Status
 ) -> int:
-    """Execute the notebooks one after the other and print the table."""
-    from igkd.outlook import needed_by
+    """Train what the notebooks declare, execute them, and print the table."""
+    from igkd.experiments import TIMED
+    from igkd.outlook import needed_by, shared_out
 
     build = REPOSITORY / "build" / options.profile
+    numbers = [notebook.number for notebook in notebooks]
+    started, before = time.monotonic(), study.store.keys()
+    finished: dict[Notebook, Execution] = {}
+    trained: dict[Notebook, int] = {}
+    at_once, failed = 1, False
+    try:
+        # Notebooks with changed parameters may need other runs than the profile's; each then trains its own.
+        if not options.parameters:
+            status.begin("training")
+            try:
+                study.ensure(study.planned(numbers))
+                at_once = study.jobs
+            except TrainingError as error:
+                status.say(f"run_all.py: {error}")
+                failed = True
+        new = study.store.keys() - before
+        shares = shared_out(study, numbers)
+        trained = {each: len({item.run.key for item in shares[each.number]} & new) for each in notebooks}
+        timed = [each for each in notebooks if each.number in TIMED]
+        for group, beside in (([each for each in notebooks if each not in timed], at_once), (timed, 1)):
+            here = study.store.keys()
+            status.begin(", ".join(each.name for each in group[:beside]))
+            with closing(execute_all(group, build, parameters, REPOSITORY, beside)) as results:
+                for notebook, result in results:
+                    finished[notebook] = result
+                    trained[notebook] += len(study.store.keys() - here)
+                    here = study.store.keys()
+                    left = [each.name for each in group if each not in finished]
+                    status.begin(", ".join(left[:beside]))
+                    status.say(
+                        f"{notebook.name}: {result.status} in {duration(result.seconds)}"
+                        + (f"; {result.error}" if result.error else "")
+                    )
+    except KeyboardInterrupt:
+        left = [each for each in notebooks if each not in finished]
+        status.say(f"stopped; finished runs are kept. Go on with: {command(options, left)}")
+        return 130
+    seconds = time.monotonic() - started
     rows = [("notebook", "seconds", "trained", "recorded", "figures", "status")]
-    failed = False
-    for position, notebook in enumerate(notebooks):
-        status.begin(f"{notebook.name} ({position + 1} of {len(notebooks)})")
-        before = study.store.keys()
-        try:
-            result = execute(notebook, build / notebook.path.name, parameters[notebook], REPOSITORY)
-        except KeyboardInterrupt:
-            status.say(
-                f"stopped in {notebook.name}; finished runs are kept. "
-                f"Go on with: {command(options, notebooks[position:])}"
-            )
-            status.say(table(rows))
-            return 130
-        trained = study.store.keys() - before
-        recorded = {item.run.key for item in needed_by(study, notebook.number)} & before
-        failed |= result.error is not None
-        outcome = "ok" if result.error is None else "failed"
-        status.say(
-            f"{notebook.name}: {outcome} in {duration(result.seconds)}" + (f"; {result.error}" if result.error else "")
-        )
-        rows.append(
-            (
-                notebook.name,
-                f"{result.seconds:.0f}",
-                str(len(trained)),
-                str(len(recorded)),
-                str(result.figures),
-                outcome,
-            )
-        )
+    for each in notebooks:
+        result, needed = finished[each], {item.run.key for item in needed_by(study, each.number)}
+        counts = (trained[each], len(needed & before), result.figures)
+        rows.append((each.name, f"{result.seconds:.0f}", *map(str, counts), result.status))
     status.say("\n" + table(rows))
+    failed |= any(result.error for result in finished.values())
     if not failed and len(notebooks) == len(find_notebooks(NOTEBOOKS)):
-        write_timing(study, rows)
-    status.say(f"executed copies are in {build.relative_to(REPOSITORY)}/")
+        write_timing(study, rows, seconds)
+    status.say(f"{duration(seconds)} in all; executed copies are in {build.relative_to(REPOSITORY)}/")
     return 1 if failed else 0
 
 
-def write_timing(study, rows: list[tuple[str, ...]]) -> None:
+def write_timing(study, rows: list[tuple[str, ...]], seconds: float) -> None:
     """Keep how long a whole execution took: one file for executions that trained, one for those that read records."""
     header, *lines = rows
     measured = [dict(zip(header, [name, *map(int, numbers), outcome])) for name, *numbers, outcome in lines]
     kind = "trained" if any(line["trained"] for line in measured) else "recorded"
-    content = {"profile": study.profile.name, "machine": study.compute.describe(), "notebooks": measured}
+    content = {
+        "profile": study.profile.name,
+        "machine": study.compute.describe(),
+        "jobs": study.jobs,
+        "seconds": round(seconds),
+        "notebooks": measured,
+    }
     path = study.figures.parent / f"run_all-{study.profile.name}-{kind}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
 
@@ -325,6 +352,8 @@ def command(options: argparse.Namespace, left: list[Notebook] | None = None) -> 
     for name, value in (("--data", options.data), ("--device", options.device)):
         if value not in ("", "auto"):
             words += [name, value]
+    if options.jobs:
+        words += ["--jobs", str(options.jobs)]
     for name, value in options.parameters:
         words += ["-p", name, value]
     if options.runs_only:

@@ -8,13 +8,14 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import pandas as pd
 import torch
+from joblib import Parallel, delayed
 
 from igkd.cost import multiply_accumulates
 from igkd.device import Compute, pick_compute
@@ -24,7 +25,7 @@ from igkd.images import ImageSet, load_images, train_indices
 from igkd.models import Architecture, attention_tap, compression_factor, load_weights, weights_metadata
 from igkd.runs import Record, Run, SignalSpec, Store, write_atomically
 from igkd.signals import Signals, Teacher, ig_maps, load_signals
-from igkd.training import train
+from igkd.training import train, trains_alone
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED_TEACHER = "teacher-cifar10.safetensors"
@@ -47,6 +48,8 @@ class Study:
         Folder that holds ``records``, ``weights`` and ``build``; the repository's own by default.
     log : callable
         Gets one line for each thing worth knowing.
+    jobs : int, optional
+        How many runs are trained side by side; by default one a processor core, and one at a time on a GPU.
 
     Raises
     ------
@@ -61,8 +64,10 @@ class Study:
         device: str = "auto",
         root: Path | None = None,
         log: Callable[[str], None] = print,
+        jobs: int | None = None,
     ):
         root = REPOSITORY if root is None else Path(root)
+        self.root = root
         self.profile: Profile = profile(profile_name)
         self.data = data or None
         self.log = log
@@ -71,6 +76,7 @@ class Study:
         self.store = Store(records, root / "build", root / "weights")
         self.figures = root / "build" / profile_name / "figures"
         self.compute: Compute = pick_compute(device)
+        self.jobs = jobs or (len(os.sched_getaffinity(0)) if self.compute.device == "cpu" else 1)
         self._teachers: dict[str, Teacher] = {}
         self._per_image: dict[Architecture, int] = {}
 
@@ -179,24 +185,20 @@ class Study:
             self._map_progress,
         )
 
+    def signals(self, run: Run) -> Signals:
+        """What a run learns from besides the labels, read from disk or computed."""
+        if run.signals is None:
+            return Signals()
+        tap = attention_tap(run.architecture.blocks_removed) if run.method.gamma else None
+        folder = self.store.scratch / "signals"
+        return load_signals(
+            run, self.images, self.teacher(), tap, folder, self.compute, self.log, self._map_progress
+        )
+
     def train(self, run: Run, log: Callable[[str], None] = lambda line: None) -> Record:
         """Train one run now, whether or not it is recorded; the record is returned, not kept."""
-        signals, digest = Signals(), None
-        if run.signals is not None:
-            teacher = self.teacher()
-            tap = attention_tap(run.architecture.blocks_removed) if run.method.gamma else None
-            signals = load_signals(
-                run,
-                self.images,
-                teacher,
-                tap,
-                self.store.scratch / "signals",
-                self.compute,
-                self.log,
-                self._map_progress,
-            )
-            digest = teacher.digest
-        return train(run, self.images, self.store, self.compute, signals, digest, log)
+        digest = self.teacher().digest if run.signals else None
+        return train(run, self.images, self.store, self.compute, self.signals(run), digest, log)
 
     def ensure(self, planned: list[Planned], budget: float | None = None) -> pd.DataFrame:
         """Records of the planned runs, trained here where missing.
@@ -219,35 +221,72 @@ class Study:
         """
         started = time.monotonic()
         missing = [item for item in planned if self.store.find(item.run.key) is None]
-        failures = []
-        for number, item in enumerate(missing, 1):
-            if budget is not None and time.monotonic() - started > budget:
-                self.log(f"the time is used up: {len(missing) - number + 1} runs are left for another time")
-                break
+        taken: list[Planned] = []
+
+        def in_time(items: list[Planned]) -> Iterator[Planned]:
+            for item in items:
+                if budget is not None and time.monotonic() - started > budget:
+                    return
+                taken.append(item)
+                yield item
+
+        failures, recorded = [], len(planned) - len(missing)
+        self._progress(recorded, len(planned), "")
+        for number, (item, record) in enumerate(self._trained(missing, in_time, recorded, len(planned)), 1):
             name = describe(item)
-            self._progress(len(planned) - len(missing) + number - 1, len(planned), name)
-            try:
-                record = self.train(
-                    item.run,
-                    lambda line: self._progress(
-                        len(planned) - len(missing) + number - 1, len(planned), f"{name}: {line}"
-                    ),
-                )  # noqa: B023
-                self.store.add(record, item.experiment)
-            except (TrainingError, OSError, torch.OutOfMemoryError) as error:
-                failures.append(f"{name} ({item.run.key}): {error}")
+            if isinstance(record, str):
+                failures.append(f"{name} ({item.run.key}): {record}")
                 self.log(f"failed: {failures[-1]}")
-            else:
-                self._progress(len(planned) - len(missing) + number, len(planned), "")
-                self.log(
-                    f"[{number}/{len(missing)}] {name}: {record.outcome['accuracy']:.1%} "
-                    f"in {record.provenance['seconds']:.0f} s"
-                )
+                continue
+            self.store.add(record, item.experiment)
+            self._progress(recorded + number - len(failures), len(planned), "")
+            self.log(
+                f"[{number}/{len(missing)}] {name}: {record.outcome['accuracy']:.1%} "
+                f"in {record.provenance['seconds']:.0f} s"
+            )
+        if len(taken) < len(missing):
+            self.log(f"the time is used up: {len(missing) - len(taken)} runs are left for another time")
         if failures:
             raise TrainingError(
                 f"{len(failures)} of {len(missing)} runs failed, the others are kept; first: {failures[0]}"
             )
         return self.table(planned)
+
+    def _trained(self, missing: list[Planned], in_time, recorded: int, total: int) -> Iterator[tuple]:
+        """Each run with its record, or with what went wrong, as they are finished."""
+        by_key = {item.run.key: item for item in missing}
+        teachers = {item.run.signals.teacher for item in missing if item.run.signals} & by_key.keys()
+        alone = [item for item in missing if item.run.key in teachers]
+        alone += [item for item in missing if item not in alone and trains_alone(item.run, self.work(item.run))]
+        untaught = set()
+        for position, item in enumerate(in_time(alone)):
+            name = describe(item)
+            result = self._attempt(
+                item, lambda line: self._progress(recorded + position, total, f"{name}: {line}")  # noqa: B023
+            )
+            if isinstance(result[1], str) and item.run.key in teachers:
+                untaught.add(item.run.key)
+            yield result
+        rest = []
+        for item in missing:
+            if item.run.signals and item.run.signals.teacher in untaught:
+                yield item, "its teacher could not be trained"
+            elif item not in alone:
+                rest.append(item)
+        if self.jobs == 1 or len(rest) < 2:
+            yield from map(self._attempt, in_time(rest))
+            return
+        for run in {(item.run.signals, item.run.method, item.run.architecture): item.run for item in rest}.values():
+            self.signals(run)  # computed here, so that no two processes compute the same
+        where = (self.profile.name, self.data, self.compute.device, self.root)
+        parallel = Parallel(n_jobs=self.jobs, pre_dispatch=self.jobs, batch_size=1, return_as="generator_unordered")
+        yield from parallel(delayed(_attempt_elsewhere)(where, item) for item in in_time(rest))
+
+    def _attempt(self, item: Planned, log: Callable[[str], None] = lambda line: None) -> tuple[Planned, Record | str]:
+        try:
+            return item, self.train(item.run, log)
+        except (TrainingError, OSError, torch.OutOfMemoryError) as error:
+            return item, str(error)
 
     def table(self, planned: list[Planned]) -> pd.DataFrame:
         """The records that are here, one row a planned run."""
@@ -304,6 +343,16 @@ class Study:
             state = {"done": done, "total": total, "doing": doing}
             with suppress(OSError):  # a full disk must not end a training because its progress is not shown
                 write_atomically(Path(path), json.dumps(state).encode())
+
+
+@cache
+def _study_elsewhere(profile_name: str, data, device: str, root: Path) -> Study:
+    return Study(profile_name, data, device, root, log=lambda line: None, jobs=1)
+
+
+def _attempt_elsewhere(where: tuple, item: Planned) -> tuple[Planned, Record | str]:
+    """`Study._attempt` in a process beside this one."""
+    return _study_elsewhere(*where)._attempt(item)
 
 
 def describe(item: Planned) -> str:

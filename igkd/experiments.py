@@ -48,6 +48,8 @@ class Profile:
     temperatures: tuple[float, ...]
     overlay_probs: tuple[float, ...]
     gammas: tuple[float, ...]
+    num_subsets: int
+    compared_cuts: tuple[int, ...]
 
 
 PROFILES = {
@@ -66,6 +68,8 @@ PROFILES = {
             temperatures=(1.0, 4.0),
             overlay_probs=(0.1, 0.5),
             gammas=(0.8, 1000.0),
+            num_subsets=4,
+            compared_cuts=(17,),
         ),
         Profile(
             "laptop",
@@ -79,7 +83,9 @@ PROFILES = {
             alphas=(0.01, 0.5, 0.9),
             temperatures=(1.5, 4.0),
             overlay_probs=(0.1, 0.5),
-            gammas=(0.8, 1000.0),
+            gammas=(0.8, 10.0, 100.0, 1000.0),
+            num_subsets=10,
+            compared_cuts=(17,),
         ),
         Profile(
             "paper",
@@ -94,6 +100,8 @@ PROFILES = {
             temperatures=(1.5, 2.0, 2.5, 3.0, 4.0),
             overlay_probs=(0.05, 0.1, 0.25, 0.5),
             gammas=(0.1, 0.8, 10.0, 100.0, 1000.0),
+            num_subsets=60,
+            compared_cuts=(17, 5, 0),
         ),
     )
 }
@@ -187,5 +195,58 @@ def search(plan: Plan) -> list[Planned]:
     ]
 
 
+def factorial(plan: Plan) -> list[Planned]:
+    """All eight arms."""
+    return arms(plan, tuple(ARMS))
+
+
+def attention_weights(plan: Plan) -> list[Planned]:
+    """Attention transfer alone at several weights, on the validation split; gamma 0 is the plain student."""
+    subset = Subset(validation=VALIDATION)
+    return [
+        Planned(
+            "attention_weights",
+            {"arm": "AT" if gamma else "Student", "gamma": gamma, "seed": seed},
+            plan.student(Method(gamma=gamma), seed, subset=subset, split="validation"),
+        )
+        for seed in range(plan.profile.num_seeds)
+        for gamma in (0.0, *plan.profile.gammas)
+    ]
+
+
+def monte_carlo(plan: Plan) -> list[Planned]:
+    """Four arms on stratified random 80 % of the training images; arms with the same seed share the subset."""
+    return [
+        Planned("monte_carlo", {"arm": name, "seed": seed}, plan.student(ARMS[name], seed, subset=Subset(0.8, seed)))
+        for seed in range(plan.profile.num_subsets)
+        for name in ("Student", "KD", "KD+IG", "KD+IG+AT")
+    ]
+
+
+def recipes(plan: Plan) -> list[Planned]:
+    """The profile's recipe against the paper's, without a teacher: what fewer epochs cost or gain."""
+    own = plan.profile.recipe
+    paper = replace(RECIPES["paper"], padding=own.padding)
+    return [
+        Planned(
+            "recipes",
+            {"arm": "Student", "blocks_removed": cut, "num_epochs": recipe.num_epochs, "seed": seed},
+            Run(plan.data, Subset(), Architecture(cut, normalize=cut == 0), Method(), recipe, None, seed),
+        )
+        for seed in range(2)
+        for cut in plan.profile.compared_cuts
+        for recipe in (own, paper)
+    ]
+
+
 #: Which experiments each notebook declares; an empty one needs the teacher alone.
-NOTEBOOKS = {"00": (arms,), "01": (), "02": (), "03": (arms, search)}
+NOTEBOOKS = {
+    "00": (arms,),
+    "01": (),
+    "02": (),
+    "03": (arms, search, recipes),
+    "04": (factorial, attention_weights),
+    "05": (monte_carlo,),
+}
+#: Notebooks that measure time, so that nothing runs beside them.
+TIMED = {"02"}

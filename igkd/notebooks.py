@@ -9,8 +9,11 @@ import difflib
 import json
 import os
 import re
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +64,11 @@ class Execution:
     seconds: float
     figures: int
     error: str | None
+
+    @property
+    def status(self) -> str:
+        """In a word."""
+        return "failed" if self.error else "ok"
 
 
 def find_notebooks(folder: Path) -> list[Notebook]:
@@ -117,7 +125,12 @@ def check_parameters(notebook: Notebook, given: Mapping[str, str]) -> dict:
 
 
 def execute(
-    notebook: Notebook, output: Path, parameters: Mapping, folder: Path, environment: Mapping[str, str] | None = None
+    notebook: Notebook,
+    output: Path,
+    parameters: Mapping,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    kernels: list | None = None,
 ) -> Execution:
     """Execute a notebook with this interpreter's kernel.
 
@@ -134,6 +147,8 @@ def execute(
         Working directory of the kernel.
     environment : mapping, optional
         Environment variables to set in the kernel.
+    kernels : list, optional
+        Gets the process number of the kernel once it has started.
     """
     import nbformat
     import papermill
@@ -154,7 +169,7 @@ def execute(
                 language="python",
                 cwd=str(folder),
                 progress_bar=False,
-                kernel_manager_class=_kernel_of_this_interpreter(log, environment or {}),
+                kernel_manager_class=_kernel_of_this_interpreter(log, environment or {}, kernels),
             )
         except PapermillExecutionError as failure:
             error = f"{failure.ename}: {([''] + failure.evalue.strip().splitlines())[-1]}"
@@ -165,6 +180,43 @@ def execute(
         cells = nbformat.read(output, as_version=4).cells
         figures = sum("image/png" in shown.get("data", ()) for cell in cells for shown in cell.get("outputs", ()))
     return Execution(time.monotonic() - started, figures, error)
+
+
+def execute_all(
+    notebooks: list[Notebook], build: Path, parameters: Mapping[Notebook, Mapping], folder: Path, at_once: int
+) -> Iterator[tuple[Notebook, Execution]]:
+    """Execute notebooks side by side; each is returned when it is finished.
+
+    Where the caller stops early (Ctrl-C, or the generator is closed), kernels that still run are ended.
+
+    Parameters
+    ----------
+    notebooks : list of Notebook
+    build : path
+        Folder of the executed copies.
+    parameters : mapping
+        Of each notebook.
+    folder : path
+        Working directory of the kernels.
+    at_once : int
+        How many; each gets its share of the processor cores.
+    """
+    shared = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // at_once))} if at_once > 1 else {}
+    kernels: list[int] = []
+    with ThreadPoolExecutor(at_once) as pool:
+        running = {
+            pool.submit(execute, each, build / each.path.name, parameters[each], folder, shared, kernels): each
+            for each in notebooks
+        }
+        try:
+            for done in as_completed(running):
+                yield running[done], done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for pid in kernels:
+                with suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)  # a kernel leads a group of its own; its workers are in it
+            raise
 
 
 def with_outputs(source, executed):
@@ -221,7 +273,7 @@ def publish(notebook: Notebook, executed: Path) -> None:
     os.replace(part, notebook.path)
 
 
-def _kernel_of_this_interpreter(log, environment: Mapping[str, str]):
+def _kernel_of_this_interpreter(log, environment: Mapping[str, str], kernels: list | None):
     from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
 
@@ -235,6 +287,8 @@ def _kernel_of_this_interpreter(log, environment: Mapping[str, str]):
             # The debugger warns of Python's frozen modules at each start.
             set_here = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", **environment}
             await super().start_kernel(**options, stdout=log, stderr=log, env=os.environ | set_here)
+            if kernels is not None:
+                kernels.append(self.provisioner.pid)
 
     return ThisInterpreter
 

@@ -48,10 +48,9 @@ def profiles(root: Path) -> str:
         run = json.loads(path.read_text())
         measured, machine = run["notebooks"], run["machine"]
         first, last = measured[0]["notebook"][:2], measured[-1]["notebook"][:2]
-        seconds = sum(each["seconds"] for each in measured)
         lines.append(
             f"| `{run['profile']}` | {DATA[run['profile']]} | {first} to {last} "
-            f"| {seconds / 60:.1f} min | {sum(each['trained'] for each in measured)} "
+            f"| {run['seconds'] / 60:.1f} min | {sum(each['trained'] for each in measured)} "
             f"| {machine['name']}, {machine['threads']} threads |"
         )
     return "\n".join(lines) + "\n"

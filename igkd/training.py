@@ -81,10 +81,34 @@ def train(
     """
     if images.fingerprint != run.data:
         raise InputError(f"the run is of the images {run.data}, not of {images.fingerprint}; give it those")
-    recipe = run.recipe
     rows = torch.from_numpy(train_indices(images.train_labels, run.subset))
     model = run.architecture.build(images.num_classes, images.mean_std, stream(run.seed, WEIGHTS))
-    work = multiply_accumulates(model, images.size) * len(rows) * recipe.num_epochs
+    work = multiply_accumulates(model, images.size) * float(len(rows)) * run.recipe.num_epochs
+    threads = torch.get_num_threads()
+    # Sums are taken in another order by another number of threads, so the number must depend on the run alone.
+    torch.set_num_threads(threads if trains_alone(run, work) else 1)
+    try:
+        return _fit(run, model, rows, work, images, store, compute, signals, teacher_digest, log)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def trains_alone(run: Run, work: float) -> bool:
+    """Whether a training gets all processor cores, rather than one core beside other trainings.
+
+    Small networks leave a second core idle; whatever waits for a teacher waits less if it has all cores.
+
+    Parameters
+    ----------
+    run : Run
+    work : float
+        Multiply-accumulates of all its forward passes.
+    """
+    return run.architecture.blocks_removed == 0 or work > COMPILE_ABOVE_MACS
+
+
+def _fit(run, model, rows, work, images, store, compute, signals, teacher_digest, log) -> Record:
+    recipe = run.recipe
     compiled = can_compile(compute) and work > COMPILE_ABOVE_MACS
     model = compute.prepare(model)
     optimizer, scheduler = _optimizer(model, recipe, max(1, len(rows) // recipe.batch_size))
@@ -95,7 +119,7 @@ def train(
     saved = -math.inf
     for epoch in range(len(history), recipe.num_epochs):
         started = time.monotonic()
-        means = loop.epoch(stepped, optimizer, scheduler, epoch)
+        means = loop.epoch(stepped, model, optimizer, scheduler, epoch)
         if not math.isfinite(means["loss"]):
             raise TrainingError(f"the loss is {means['loss']} in epoch {epoch + 1}; lower lr, alpha or gamma")
         elapsed = time.monotonic() - started
@@ -198,8 +222,12 @@ class _Loop:
         self.maps = None if signals.maps is None else pad(self.signals.maps, padding)
         self.tap = attention_tap(run.architecture.blocks_removed) if run.method.gamma else None
 
-    def epoch(self, model: nn.Module, optimizer, scheduler, epoch: int) -> dict:
-        """One pass over the training images; means of the loss terms and the running accuracy."""
+    def epoch(self, stepped: nn.Module, model: nn.Module, optimizer, scheduler, epoch: int) -> dict:
+        """One pass over the training images; means of the loss terms and the running accuracy.
+
+        With several terms in the loss also ``gradient_norms``: the Euclidean norm of the gradient of each, weighted as
+        in the loss, at the epoch's last batch (of `model`: what is compiled keeps no graph for a second gradient).
+        """
         run, device = self.run, self.compute.device
         recipe, method = run.recipe, run.method
         order = self.rows[torch.randperm(len(self.rows), generator=stream(run.seed, ORDER, epoch))]
@@ -220,17 +248,20 @@ class _Loop:
         with torch.random.fork_rng():
             torch.manual_seed(stream(run.seed, DROPOUT, epoch).initial_seed())
             for batch in batches:
-                terms = self.step(model, order[batch], drawn[batch])
+                measured = batch is batches[-1] and (method.alpha or method.gamma)
+                terms, weighted = self.step(model if measured else stepped, order[batch], drawn[batch])
+                norms = _gradient_norms(weighted, model) if measured else {}
                 optimizer.zero_grad()
                 terms["loss"].backward()
                 optimizer.step()
                 scheduler.step()
                 for name, term in terms.items():
                     sums[name] = sums.get(name, 0) + term.detach()
-        return {name: float(total) / len(batches) for name, total in sums.items()}
+        means = {name: float(total) / len(batches) for name, total in sums.items()}
+        return means | ({"gradient_norms": norms} if norms else {})
 
-    def step(self, model: nn.Module, rows: Tensor, drawn) -> dict[str, Tensor]:
-        """The loss and its terms for one batch."""
+    def step(self, model: nn.Module, rows: Tensor, drawn) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The loss and its terms for one batch, and the terms weighted as in the loss."""
         method = self.run.method
         x = crop_mirror(self.images, rows, drawn, self.size).permute(0, 3, 1, 2).float() / 255
         if method.overlay_prob:
@@ -241,16 +272,25 @@ class _Loop:
         logits, activation = (output, None) if self.tap is None else output
         logits, labels = logits.float(), self.labels[rows]
         terms = {"cross_entropy": F.cross_entropy(logits, labels)}
-        loss = (1 - method.alpha) * terms["cross_entropy"]
+        weighted = {"cross_entropy": (1 - method.alpha) * terms["cross_entropy"]}
         if method.alpha:
             terms["distillation"] = distillation_loss(logits, self.signals.logits[rows], method.temperature)
-            loss = loss + method.alpha * terms["distillation"]
+            weighted["distillation"] = method.alpha * terms["distillation"]
         if method.gamma:
             target = move_attention(self.signals.attention, rows, drawn, self.run.recipe.padding, self.size)
             terms["attention"] = attention_loss(attention_map(activation.float()), target)
-            loss = loss + method.gamma * terms["attention"]
+            weighted["attention"] = method.gamma * terms["attention"]
         accuracy = (logits.argmax(1) == labels).float().mean()
-        return {"loss": loss, **terms, "train_accuracy": accuracy}
+        return {"loss": sum(weighted.values()), **terms, "train_accuracy": accuracy}, weighted
+
+
+def _gradient_norms(weighted: dict[str, Tensor], model: nn.Module) -> dict[str, float]:
+    norms = {}
+    for name, term in weighted.items():
+        gradients = torch.autograd.grad(term, list(model.parameters()), retain_graph=True, allow_unused=True)
+        squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+        norms[name] = float(torch.stack(squares).sum().sqrt())
+    return norms
 
 
 def _optimizer(model: nn.Module, recipe: Recipe, steps_per_epoch: int):

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from igkd import runs
+from igkd import experiments, runs
 from igkd.engine import Study, differences
-from igkd.errors import InputError
+from igkd.errors import InputError, TrainingError
 from igkd.experiments import Planned
 from igkd.images import Subset
 from igkd.methods import Method
@@ -32,7 +32,7 @@ def record(run, accuracy=0.9, seconds=30.0):
 
 @pytest.fixture
 def study(tmp_path):
-    study = Study("demo", device="cpu", root=tmp_path, log=lambda line: study.lines.append(line))
+    study = Study("demo", device="cpu", root=tmp_path, log=lambda line: study.lines.append(line), jobs=1)
     study.lines, study.compute = [], COMPUTE
     return study
 
@@ -80,10 +80,10 @@ def test_planned_runs_start_with_the_teacher_and_go_round_the_seeds(study):
     assert len(set(keys)) == len(keys)
     students = items[1:]
     seeds = [item.labels["seed"] for item in students]
-    assert seeds == sorted(seeds) and len(set(seeds)) == study.profile.num_seeds
+    assert seeds == sorted(seeds)
     arms = [
         [item.labels["arm"] for item in students if item.experiment == "arms" and item.labels["seed"] == seed]
-        for seed in set(seeds)
+        for seed in range(study.profile.num_seeds)
     ]
     assert arms.count(arms[0]) == len(arms) > 1  # every seed has the same arms
     for item in students:
@@ -166,3 +166,32 @@ def test_a_teacher_of_which_only_the_record_is_here_is_not_replaced(small_study)
     small_study.store.weights_path(small_study.plan.teacher_key).unlink()
     with pytest.raises(InputError, match="only its record"):
         small_study.teacher()
+
+
+def test_a_teacher_that_fails_is_trained_once_and_its_students_not_at_all(small_study):
+    teacher = small_run(IMAGES, recipe=replace(RECIPE, lr=1e30), architecture=Architecture(0, normalize=True))
+    signals = SignalSpec(teacher.key, n_steps=2)
+    students = [small_run(IMAGES, Method(alpha=0.5), seed=seed) for seed in range(2)]
+    items = [Planned("teacher", {"arm": "Teacher", "seed": 0}, teacher)]
+    items += [Planned("arms", {"arm": "KD", "seed": run.seed}, replace(run, signals=signals)) for run in students]
+    with pytest.raises(TrainingError, match="3 of 4 runs failed"):
+        small_study.ensure([*items, *planned(0)])
+    failed = [line for line in small_study.lines if line.startswith("failed: ")]
+    assert [("the loss is" in line, "its teacher" in line) for line in failed] == [
+        (True, False),
+        (False, True),
+        (False, True),
+    ]
+    assert small_study.store.keys() == {planned(0)[0].run.key}
+
+
+def test_runs_side_by_side_are_those_one_after_the_other(tmp_path):
+    outcomes = []
+    for jobs in (1, 2):
+        study = Study("demo", device="cpu", root=tmp_path / str(jobs), log=lambda line: None, jobs=jobs)
+        runs = [replace(item.run, recipe=replace(item.run.recipe, num_epochs=1)) for item in experiments.recipes(study.plan)]
+        items = [Planned("arms", {"arm": "Student", "seed": number}, run) for number, run in enumerate(runs)]
+        items = list({item.run.key: item for item in items}.values())
+        study.ensure(items)
+        outcomes.append([study.store.find(item.run.key).outcome for item in items])
+    assert len(outcomes[0]) > 2 and outcomes[0] == outcomes[1]

@@ -104,6 +104,22 @@ def test_terms_recombine_to_the_loss(name, tmp_path):
 HALF = Subset(fraction=0.5)
 
 
+def test_gradient_norms_are_of_the_weighted_terms(tmp_path):
+    one_step = replace(RECIPE, num_epochs=1, batch_size=40)
+
+    def norms(folder, **changes):
+        run = small_run(IMAGES, replace(ALL, **changes), one_step)
+        return trained(run, tmp_path / folder).outcome["history"][0]["gradient_norms"]
+
+    before = norms("a", alpha=0.3, gamma=5.0)
+    after = norms("b", alpha=0.6, gamma=10.0)
+    assert all(norm > 0 for norm in before.values())
+    ratios = {name: after[name] / before[name] for name in before}
+    assert ratios == pytest.approx({"cross_entropy": 0.4 / 0.7, "distillation": 2, "attention": 2}, rel=1e-4)
+    plain = small_run(IMAGES, recipe=one_step)
+    assert "gradient_norms" not in trained(plain, tmp_path / "c").outcome["history"][0]
+
+
 def test_signals_are_read_by_data_set_index(tmp_path):
     # A teacher that is sure of each label makes distillation the cross-entropy; what belongs to images that this
     # run does not see is not a number.
@@ -362,7 +378,7 @@ def planned(*runs):
 
 @pytest.fixture
 def study(tmp_path):
-    study = Study("demo", device="cpu", root=tmp_path, log=lambda line: study.lines.append(line))
+    study = Study("demo", device="cpu", root=tmp_path, log=lambda line: study.lines.append(line), jobs=1)
     study.lines, study.images, study.compute = [], IMAGES, COMPUTE
     return study
 
