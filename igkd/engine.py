@@ -234,11 +234,14 @@ class Study:
         self._progress(recorded, len(planned), "")
         for number, (item, record) in enumerate(self._trained(missing, in_time, recorded, len(planned)), 1):
             name = describe(item)
-            if isinstance(record, str):
-                failures.append(f"{name} ({item.run.key}): {record}")
+            try:
+                if isinstance(record, str):
+                    raise TrainingError(record)
+                self.store.add(record, item.experiment)
+            except (TrainingError, OSError) as error:
+                failures.append(f"{name} ({item.run.key}): {error}")
                 self.log(f"failed: {failures[-1]}")
                 continue
-            self.store.add(record, item.experiment)
             self._progress(recorded + number - len(failures), len(planned), "")
             self.log(
                 f"[{number}/{len(missing)}] {name}: {record.outcome['accuracy']:.1%} "
