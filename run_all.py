@@ -321,11 +321,21 @@ def run_notebooks(
         counts = (trained[each], len(needed & before), result.figures)
         rows.append((each.name, f"{result.seconds:.0f}", *map(str, counts), result.status))
     status.say("\n" + table(rows))
+    status.say(ledger_line(study))
     failed |= any(result.error for result in finished.values())
     if not failed and len(notebooks) == len(find_notebooks(NOTEBOOKS)):
         write_timing(study, rows, seconds)
     status.say(f"{duration(seconds)} in all; executed copies are in {build.relative_to(REPOSITORY)}/")
     return 1 if failed else 0
+
+
+def ledger_line(study) -> str:
+    """Write the ledger of the claims and say in a line what is in it."""
+    from igkd.claims import write_ledger
+
+    verdicts = [finding.verdict for finding in write_ledger(study)]
+    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
+    return f"claims: {counts}; see {(study.figures / 'ledger.html').relative_to(REPOSITORY)}"
 
 
 def write_timing(study, rows: list[tuple[str, ...]], seconds: float) -> None:

@@ -51,6 +51,11 @@ class Profile:
     num_subsets: int
     compared_cuts: tuple[int, ...]
 
+    @property
+    def full_size(self) -> bool:
+        """Whether it is of the size that the paper's claims are about: all of CIFAR-10, 4.12x."""
+        return self.dataset == "cifar10" and self.take is None and self.blocks_removed == 5
+
 
 PROFILES = {
     profile.name: profile

@@ -3,7 +3,6 @@
 Plots take tables and arrays and return a matplotlib `Figure`; `save` stamps what it was drawn from into the file.
 """
 
-import hashlib
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,6 +11,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from scipy import stats
+
+from igkd.runs import records_digest
 
 #: One colour for each arm, in all figures.
 ARM_COLOURS = dict(
@@ -29,12 +30,6 @@ def use_style() -> None:
     plt.rcParams.update(
         {"figure.dpi": 110, "savefig.dpi": 200, "figure.constrained_layout.use": True, "svg.hashsalt": "igkd"}
     )
-
-
-def records_digest(table: pd.DataFrame) -> str:
-    """First 12 hex digits of a SHA-256 over the keys and accuracies of the records behind a figure."""
-    lines = sorted(f"{row.key} {row.accuracy!r}" for row in table[["key", "accuracy"]].itertuples())
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
 
 def save(figure: Figure, name: str, study, table: pd.DataFrame) -> list[Path]:

@@ -168,9 +168,9 @@ def _row(
     note: str = "",
 ) -> dict:
     recomputed, low, high = value if isinstance(value, tuple) else (value, value, value)
-    stated, agrees = np.nan, pd.NA
+    stated, agrees, relation = np.nan, pd.NA, ""
     if published is not None and published.startswith("<"):
-        stated = float(published[1:])
+        stated, relation = float(published[1:]), "<"
         agrees = bool(low < stated)
     elif published is not None:
         stated, tolerance = float(published), _half_unit(published) * (1 + 1e-6)
@@ -178,6 +178,7 @@ def _row(
     return {
         "statistic": statistic,
         "unit": unit,
+        "relation": relation,
         "published": stated,
         "recomputed": recomputed,
         "low": low,
@@ -271,7 +272,9 @@ def _ablation_rows() -> list[dict]:
         rows.append(_row(f"mean of {arm}", values.mean(), unit="percent"))
         rows.append(_row(f"standard deviation of {arm}", values.std(ddof=1), unit="points"))
         if arm in stored:
-            rows.append(_row(f"best {arm} run against its checkpoint", values.max(), stored[arm], "percent"))
+            # said in Check_model_weights.ipynb @ c534787
+            note = "the authors say that the weights of the best run were not kept" if arm == "KD+IG" else ""
+            rows.append(_row(f"best {arm} run against its checkpoint", values.max(), stored[arm], "percent", note))
         if arm != "Student":
             test = statistics.paired(values, runs["Student"])
             rows.append(_row(f"{arm} against Student, t (paired)", test.statistic, note="released test"))
@@ -530,8 +533,8 @@ def recomputed() -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row per statistic: ``statistic``, ``unit`` (as printed; accuracies in percent), ``published`` (NaN
-        if the value is not stated anywhere known), ``recomputed``, ``low`` and ``high`` (the range that the
+        One row per statistic: ``statistic``, ``unit`` (as printed; accuracies in percent), ``relation`` (``<`` where
+        only a bound is published), ``published`` (NaN if the value is not stated anywhere known), ``recomputed``, ``low`` and ``high`` (the range that the
         rounding of the inputs allows), ``agrees`` and ``note``. ``agrees`` is True if some value in the range
         rounds to the published one (for ``<``: lies below it), and missing where nothing is published.
 

@@ -174,6 +174,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def records_digest(table) -> str:
+    """First 12 hex digits of a SHA-256 over the records behind a figure or a verdict.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``key`` and ``accuracy``, one row a record, in any order.
+    """
+    lines = sorted(f"{key} {accuracy!r}" for key, accuracy in zip(table["key"], table["accuracy"], strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
 class Store:
     """Records under ``root/<experiment>/<key>.json``; weights and checkpoints, which are not committed, beside.
 

@@ -1,0 +1,387 @@
+"""The paper's claims as checks with criteria that were declared before the runs, and the ledger of their verdicts.
+
+A claim is examined on records alone; nothing is trained here. The rule for a claimed gain, in `judge_gain`:
+
+- *not reproduced* if the 95 % interval of the paired difference lies below the smallest gain that would still bear the
+  claim out (`Claim.relevant`),
+- *reproduced* if it lies above 0 and is not below that gain,
+- *inconclusive* in all other cases, among them fewer runs than declared (an interval that is looked at until it
+  pleases is no interval) and runs of another size than the claim is about.
+"""
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+
+import pandas as pd
+
+from igkd import experiments, published, statistics
+from igkd.cost import multiply_accumulates
+from igkd.engine import Study
+from igkd.methods import ARMS, RECIPES
+from igkd.models import MobileNetV2
+from igkd.runs import records_digest
+
+REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
+#: The largest change by attention transfer that would not matter, as a fraction; the paper names no size for its gain.
+SMALLEST_GAIN_OF_ATTENTION = 0.002
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says and how it is examined.
+
+    Attributes
+    ----------
+    number : str
+    says : str
+    criterion : str
+        When it counts as reproduced.
+    notebook : str
+        Two digits.
+    section : str
+        Heading in that notebook.
+    """
+
+    number: str
+    says: str
+    criterion: str
+    notebook: str
+    section: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came out for one claim.
+
+    Attributes
+    ----------
+    claim : Claim
+    published : str
+        The published value, with what it is a value of.
+    estimate, low, high : float or None
+        Ours with its 95 % interval, in `unit`.
+    unit : str
+    n : int
+        Pairs of runs; 0 where no run is needed, or none is recorded.
+    data : str
+    verdict : {"reproduced", "not reproduced", "inconclusive"}
+    why : str
+        What the verdict rests on; for an inconclusive one what would settle it.
+    digest : str
+        Of the records; empty without.
+    """
+
+    claim: Claim
+    published: str
+    estimate: float | None
+    low: float | None
+    high: float | None
+    unit: str
+    n: int
+    data: str
+    verdict: str
+    why: str
+    digest: str = ""
+
+    def __str__(self) -> str:
+        if self.estimate is None:
+            return "–"
+        sign = "+" if self.unit == "points" else ""
+        interval = "" if self.low is None else f" [{self.low:{sign}.2f}, {self.high:{sign}.2f}]"
+        return f"{self.estimate:{sign}.2f}{interval} {self.unit}"
+
+
+def judge_gain(low: float, high: float, relevant: float) -> str:
+    """The verdict on a claimed gain from its interval; `relevant` is the smallest gain that would bear it out."""
+    if high < relevant:
+        return NOT_REPRODUCED
+    return REPRODUCED if low > 0 else INCONCLUSIVE
+
+
+def gain(
+    claim: Claim, stated: str, study: Study, declared: list, arm: str, reference: str, relevant: float
+) -> Finding:
+    """Examine a claim that one arm is ahead of another.
+
+    Parameters
+    ----------
+    claim : Claim
+    stated : str
+        The published value.
+    study : Study
+    declared : list of Planned
+        All runs that the claim is to rest on; arms of one seed make a pair.
+    arm, reference : str
+    relevant : float
+        Smallest gain that would bear the claim out, a fraction.
+    """
+    declared = [item for item in declared if item.labels["arm"] in (arm, reference)]
+    wanted = len({item.labels["seed"] for item in declared})
+    table = study.table(declared)
+    pairs = pd.DataFrame()
+    if not table.empty:
+        pairs = table.pivot(index="seed", columns="arm", values="accuracy").reindex(columns=[arm, reference]).dropna()
+    command = f"python run_all.py --profile {study.profile.name} --only {claim.notebook} --runs-only"
+    if len(pairs) < 2:
+        why = f"{len(pairs)} of {wanted} declared pairs of runs are recorded; more: {command}"
+        return Finding(claim, stated, None, None, None, "points", len(pairs), "", INCONCLUSIVE, why)
+    used = table[table.seed.isin(pairs.index)]
+    found = statistics.compare(pairs[arm], pairs[reference], paired=True, names=(arm, reference))
+    data = f"{study.profile.dataset}, {used.n_train.iloc[0]:,} images, {study.profile.blocks_removed} blocks removed"
+    verdict = judge_gain(found.low, found.high, relevant)
+    if not study.profile.full_size:
+        verdict, why = INCONCLUSIVE, "another size than the claim is about; the paper profile settles it"
+    elif len(pairs) < wanted:
+        verdict, why = INCONCLUSIVE, f"{len(pairs)} of {wanted} declared pairs are recorded; more: {command}"
+    elif verdict == INCONCLUSIVE:
+        spread = float((pairs[arm] - pairs[reference]).std())
+        needed = statistics.runs_needed(relevant, spread, paired=True)
+        why = f"a gain of {100 * relevant:.2f} points needs {needed} pairs to be seen with 80 % power"
+    else:
+        why = claim.criterion
+    return Finding(
+        claim,
+        stated,
+        100 * found.difference,
+        100 * found.low,
+        100 * found.high,
+        "points",
+        len(pairs),
+        data,
+        verdict,
+        why,
+        records_digest(used),
+    )
+
+
+def _headline(quantity: str) -> float:
+    table = published.headline().query("version == '2506.14440'").set_index("quantity")
+    return float(table.value[quantity])
+
+
+def _c1(study: Study) -> Finding:
+    claimed = _headline("gain")
+    claim = Claim(
+        "C1",
+        "KD+IG reaches 92.6 % with 4.1x fewer parameters, 1.1 points above the student alone, p < 0.001",
+        f"the 95 % interval of KD+IG - Student lies above 0 and reaches half the claimed gain, {claimed / 2:.2f} points",
+        "03",
+        "The runs",
+    )
+    runs = published.ablation_runs().groupby("arm").accuracy.mean()
+    stated = (
+        f"{claimed:+.2f} points (best of 10 against best of 10); means: "
+        f"{100 * (runs['KD+IG'] - runs['Student']):+.2f} points"
+    )
+    return gain(claim, stated, study, experiments.arms(study.plan), "KD+IG", "Student", claimed / 200)
+
+
+def _c2(study: Study) -> Finding:
+    claim = Claim(
+        "C2",
+        "inference falls from 140 ms to 13 ms at 4.1x",
+        "the steady-state latencies of teacher and student, measured side by side, differ by at least half the factor",
+        "01",
+        "The network",
+    )
+    slow, fast = _headline("inference_teacher"), _headline("inference_student")
+    teacher, student = (multiply_accumulates(MobileNetV2(10, cut), (32, 32)) for cut in (0, 5))
+    why = "this counts multiply-accumulates; latency itself is not measured yet (notebook 07, in preparation)"
+    stated = f"{slow / fast:.1f} times ({slow:g} ms / {fast:g} ms)"
+    return Finding(claim, stated, teacher / student, None, None, "times", 0, "counted", INCONCLUSIVE, why)
+
+
+def _c3(study: Study) -> Finding:
+    smallest = SMALLEST_GAIN_OF_ATTENTION
+    claim = Claim(
+        "C3",
+        "attention transfer is complementary: it helps when combined with KD and IG",
+        f"the 95 % interval of KD+IG+AT - KD+IG lies above 0 and reaches {100 * smallest:.1f} points",
+        "04",
+        "The factorial analysis",
+    )
+    runs = published.ablation_runs().groupby("arm").accuracy.mean()
+    stated = f"no size stated; means of the published runs: {100 * (runs['KD+IG+AT'] - runs['KD+IG']):+.2f} points"
+    return gain(claim, stated, study, experiments.factorial(study.plan), "KD+IG+AT", "KD+IG", smallest)
+
+
+def _c4(study: Study) -> Finding:
+    means = published.monte_carlo_summary().set_index("arm")["mean"]
+    difference = means["KD+IG"] - means["Student"]
+    claim = Claim(
+        "C4",
+        "Monte Carlo runs on random 80 % subsets confirm the gain",
+        "the 95 % interval of KD+IG - Student on the same subsets lies above 0 and reaches half the published "
+        f"difference, {50 * difference:.2f} points",
+        "05",
+        "The arms",
+    )
+    stated = f"{100 * difference:+.2f} points between the means of 60 runs each"
+    return gain(claim, stated, study, experiments.monte_carlo(study.plan), "KD+IG", "Student", difference / 2)
+
+
+def _not_yet(number: str, says: str, notebook: str, stated: str) -> Callable[[Study], Finding]:
+    claim = Claim(number, says, "", notebook, "")
+    why = f"not examined yet (notebook {notebook}, in preparation)"
+    return lambda study: Finding(claim, stated, None, None, None, "", 0, "", INCONCLUSIVE, why)
+
+
+def _c7(study: Study) -> Finding:
+    claim = Claim(
+        "C7",
+        "computing the maps once replaces a large cost during training by a one-time cost",
+        "with the paper's constants fewer maps are computed than training would need",
+        "02",
+        "What does computing them once save? (C7)",
+    )
+    epochs, share = RECIPES["paper"].num_epochs, ARMS["IG"].overlay_prob
+    factor = share * epochs
+    verdict = REPRODUCED if factor > 1 else NOT_REPRODUCED
+    why = (
+        f"one map an image instead of {share:g} x {epochs} (those that are overlaid); "
+        f"{epochs} where every step computes all of them"
+    )
+    return Finding(claim, "no size stated", factor, None, None, "times fewer maps", 0, "counted", verdict, why)
+
+
+CHECKS: dict[str, Callable[[Study], Finding]] = {
+    "C1": _c1,
+    "C2": _c2,
+    "C3": _c3,
+    "C4": _c4,
+    "C5": _not_yet(
+        "C5",
+        "IG-based distillation is ahead over compression factors 2.2x to 1122x",
+        "07",
+        "ahead at all factors",
+    ),
+    "C6": _not_yet(
+        "C6", "it generalises to an ImageNet subset aligned with the CIFAR-10 classes", "06", "KD+IG ahead of Student"
+    ),
+    "C7": _c7,
+}
+
+
+def ledger(study: Study) -> list[Finding]:
+    """All claims, examined on the records of a study."""
+    return [check(study) for check in CHECKS.values()]
+
+
+def as_table(findings: list[Finding]) -> pd.DataFrame:
+    """The ledger's first table, one row a claim, as text."""
+    return pd.DataFrame(
+        [
+            {
+                "claim": each.claim.number,
+                "the paper says": each.claim.says,
+                "published": each.published,
+                "here": str(each),
+                "n": str(each.n or "–"),
+                "data": each.data or "–",
+                "verdict": each.verdict,
+                "because": each.why,
+                "see": each.claim.notebook,
+                "records": each.digest or "–",
+            }
+            for each in findings
+        ]
+    ).set_index("claim")
+
+
+def published_figures() -> pd.DataFrame:
+    """The figures and tables of the paper that are known: ``item``, ``shows``, ``notebook`` or ``reason``, ``source``.
+
+    ``notebook`` is where it is drawn anew; where it is empty, ``reason`` says why it cannot be.
+    """
+    with files("igkd").joinpath("published", "figures.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file, dtype=str, keep_default_na=False)
+
+
+def sections(findings: list[Finding], title: str) -> list[tuple[str, str, pd.DataFrame]]:
+    """The ledger: heading, a line of text and a table of text for each section."""
+    recomputed = published.recomputed()
+    stated = recomputed[recomputed.agrees.notna()].sort_values("agrees", kind="stable")
+    unstated = recomputed[recomputed.agrees.isna()]
+    figures = published_figures()
+    drawn, missing = figures[figures.notebook != ""], figures[figures.notebook == ""]
+    agree = int(stated.agrees.sum())
+
+    def number(value: float) -> str:
+        return f"{value:.4g}" if abs(value) < 1e-2 or abs(value) >= 1e4 else f"{value:.2f}"
+
+    def rows(table: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame(
+            {
+                "statistic": table.statistic + table.unit.map(lambda unit: f" ({unit})" if unit else ""),
+                "published": table.relation + table.published.map(lambda x: "–" if pd.isna(x) else number(x)),
+                "recomputed": table.recomputed.map(number),
+                "agrees": table.agrees.map({True: "yes", False: "no"}).fillna("–"),
+                "note": table.note,
+            }
+        )
+
+    return [
+        ("Claims", title, as_table(findings).reset_index()),
+        (
+            "Published statistics, computed anew from published data",
+            f"{agree} of {len(stated)} agree within rounding; a difference is a finding about how two published "
+            "numbers relate, not about which of them is right.",
+            rows(stated),
+        ),
+        ("Statistics that follow from published data and are not stated", "", rows(unstated)),
+        ("Figures that are drawn anew", "", drawn[["item", "shows", "notebook", "source"]]),
+        ("Figures and tables that cannot be drawn anew", "", missing[["item", "shows", "reason", "source"]]),
+    ]
+
+
+def to_markdown(parts: list[tuple[str, str, pd.DataFrame]]) -> str:
+    """The ledger as Markdown."""
+    lines = ["# Ledger", ""]
+    for heading, text, table in parts:
+        lines += [f"## {heading}", ""] + ([text, ""] if text else [])
+        cells = [list(table.columns), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells] + [""]
+    return "\n".join(lines)
+
+
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse;margin:1em 0}td,th{border-bottom:1px solid #ddd;padding:.35em .6em;text-align:left;
+vertical-align:top}th{background:#f5f5f5;position:sticky;top:0}.reproduced{background:#d9f0d9}
+.not-reproduced,.no{background:#f6d9d5}.inconclusive{background:#fbf1cf}"""
+
+
+def to_html(parts: list[tuple[str, str, pd.DataFrame]]) -> str:
+    """The ledger as one HTML file that needs nothing else."""
+    marked = {REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, "no"}
+    body = []
+    for heading, text, table in parts:
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
+        body.append(f"<h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p><table><tr>{head}</tr>")
+        for row in table.astype(str).to_numpy().tolist():
+            cells = (
+                f'<td class="{cell.replace(" ", "-")}">{cell}</td>' if cell in marked else f"<td>{html.escape(cell)}</td>"
+                for cell in row
+            )
+            body.append(f"<tr>{''.join(cells)}</tr>")
+        body.append("</table>")
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Ledger</title><style>{_STYLE}</style>'
+        f"<body><h1>Ledger</h1>{''.join(body)}</body></html>\n"
+    )
+
+
+def write_ledger(study: Study) -> list[Finding]:
+    """Write ``ledger.md`` and ``ledger.html`` beside the figures of the study's profile.
+
+    Returns
+    -------
+    list of Finding
+    """
+    findings = ledger(study)
+    parts = sections(findings, f"Profile {study.profile.name}, arms as described in the paper, verdicts by code.")
+    study.figures.mkdir(parents=True, exist_ok=True)
+    (study.figures / "ledger.md").write_text(to_markdown(parts), encoding="utf-8")
+    (study.figures / "ledger.html").write_text(to_html(parts), encoding="utf-8")
+    return findings
