@@ -1,4 +1,5 @@
-"""``python -m igkd evaluate`` measures a network from a file; ``python -m igkd readme`` renews README.md."""
+"""``python -m igkd``: ``evaluate`` measures a network from a file, ``export`` writes one as ONNX, ``readme`` renews
+README.md."""
 
 import argparse
 import sys
@@ -26,11 +27,18 @@ def main(arguments: list[str] | None = None) -> int:
         "(default: none, as the paper's students; its teacher takes cifar10)",
     )
     evaluation.add_argument("--device", default="auto")
+    export = commands.add_parser("export", help="write a trained network as ONNX and compare it with PyTorch")
+    export.add_argument("--run", required=True, metavar="KEY", help="key of its run (file name of the record)")
+    export.add_argument("--onnx", required=True, metavar="FILE", help="where to write it")
+    export.add_argument("--int8", action="store_true", help="quantise to 8 bits, with ranges from training images")
+    export.add_argument("--data", default="", help="the run's images: a folder or an .npz file (default: the digits)")
     commands.add_parser("readme", help="make the generated parts of README.md anew")
     options = parser.parse_args(arguments)
     if options.command == "readme":
         return renew_readme()
     try:
+        if options.command == "export":
+            return export_run(options.run, options.onnx, options.int8, options.data)
         return evaluate_file(options.weights, options.data, options.normalize, options.device)
     except InputError as error:
         print(f"igkd: {error}", file=sys.stderr)
@@ -97,6 +105,50 @@ def evaluate_file(weights: str, data: str, normalize: str | None = None, device:
     width = max(map(len, images.class_names))
     for name, accuracy in zip(images.class_names, outcome["per_class_accuracy"]):
         print(f"  {name:<{width}}  {'no image' if accuracy is None else f'{accuracy:.2%}'}")
+    return 0
+
+
+def export_run(key: str, path: str, int8: bool = False, data: str = "") -> int:
+    """Write the network of a run as ONNX, and print its accuracy beside PyTorch's.
+
+    Parameters
+    ----------
+    key : str
+        Of the run.
+    path : path
+        Where the file is written.
+    int8 : bool
+    data : path
+        The images of the run; empty for the digits.
+
+    Raises
+    ------
+    InputError
+        If the weights are not here, or the images are not the run's.
+    """
+    from igkd.deploy import export_onnx, predict_onnx, quantize
+    from igkd.device import pick_compute
+    from igkd.images import load_images
+    from igkd.models import load_weights
+    from igkd.runs import Store
+    from igkd.training import evaluate
+
+    root = Path(__file__).resolve().parent.parent
+    weights = Store(root / "records", root / "build", root / "weights").find_weights(key)
+    if weights is None:
+        raise InputError(f"there are no weights of the run {key} in build/weights/ or weights/; train it first")
+    images = load_images("cifar10", data) if data else load_images("digits")
+    model = load_weights(weights, images.num_classes)
+    checked = images.test_images[:1000]
+    difference = export_onnx(model, Path(path), checked)
+    if int8:
+        quantize(Path(path), Path(path), images.train_images[:512])
+    accuracy = evaluate(model, images.test_images, images.test_labels, pick_compute("cpu"))["accuracy"]
+    exported = (predict_onnx(Path(path), images.test_images).argmax(1) == images.test_labels).mean()
+    print(f"written            {path}, {Path(path).stat().st_size / 1e6:.2f} MB")
+    print(f"against PyTorch    largest difference of a float32 logit {difference:.2g}, {len(checked)} images")
+    print(f"test images        {len(images.test_labels)} of {images.name} (fingerprint {images.fingerprint})")
+    print(f"accuracy           {exported:.2%} by ONNX Runtime{', int8' * int8}; {accuracy:.2%} by PyTorch")
     return 0
 
 

@@ -1,0 +1,84 @@
+"""Exported networks, against PyTorch."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from igkd.__main__ import main
+from igkd.deploy import export_onnx, onnx_call, predict_onnx, quantize
+from igkd.errors import InputError
+from igkd.models import MobileNetV2
+from igkd.signals import as_input
+from small import small_images
+
+IMAGES = small_images(n_train=200, n_test=100)
+
+
+def fitted():
+    """Random features with a logistic classifier: right on nearly all images, so that logits mean something."""
+    model = MobileNetV2(4, 15, mean_std=((0.4,) * 3, (0.2,) * 3))
+    model.reset_parameters(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.train()(as_input(IMAGES.train_images))  # fills the statistics of batch norm
+        model.eval()
+        x = (as_input(IMAGES.train_images) - model.mean) / model.std
+        features = model.features(x).mean((2, 3)).numpy()
+        fit = LogisticRegression(C=0.1, max_iter=2000).fit(features, IMAGES.train_labels)
+        model.classifier[1].weight.copy_(torch.from_numpy(fit.coef_))
+        model.classifier[1].bias.copy_(torch.from_numpy(fit.intercept_))
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return fitted()
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "student.onnx"
+    export_onnx(model, path, IMAGES.test_images)
+    return path
+
+
+def logits_of(model, images):
+    with torch.no_grad():
+        return model(as_input(images)).numpy()
+
+
+def test_the_exported_network_is_pytorch_s(model, exported):
+    onnx.checker.check_model(str(exported))
+    for n in (1, 7, 100):  # any batch size
+        images = IMAGES.test_images[:n]
+        np.testing.assert_allclose(predict_onnx(exported, images), logits_of(model, images), rtol=1e-3, atol=1e-3)
+    assert sorted(path.name for path in exported.parent.iterdir()) == ["student.onnx"]  # weights are inside
+
+
+def test_eight_bits_keep_the_answers_and_shrink_the_file(model, exported, tmp_path):
+    small = tmp_path / "int8.onnx"
+    quantize(exported, small, IMAGES.train_images)
+    kinds = {tensor.data_type for tensor in onnx.load(small).graph.initializer}
+    assert onnx.TensorProto.INT8 in kinds
+    expected, found = logits_of(model, IMAGES.test_images), predict_onnx(small, IMAGES.test_images)
+    assert (expected.argmax(1) == IMAGES.test_labels).mean() > 0.9
+    assert np.corrcoef(expected.ravel(), found.ravel())[0, 1] > 0.95
+    assert (found.argmax(1) == IMAGES.test_labels).mean() > 0.5  # chance is 0.25
+    assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
+
+
+def test_a_call_runs_the_file(model, exported):
+    (logits,) = onnx_call(exported, as_input(IMAGES.test_images[:3]), threads=1)()
+    np.testing.assert_allclose(logits, logits_of(model, IMAGES.test_images[:3]), rtol=1e-3, atol=1e-3)
+
+
+def test_a_file_that_is_no_network_is_one_line(tmp_path):
+    (tmp_path / "x.onnx").write_bytes(b"no network")
+    with pytest.raises(InputError, match="cannot be opened by ONNX Runtime"):
+        predict_onnx(tmp_path / "x.onnx", IMAGES.test_images)
+
+
+def test_a_run_without_weights_is_one_line(capsys):
+    assert main(["export", "--run", "0" * 16, "--onnx", "never.onnx"]) == 2
+    assert capsys.readouterr().err.startswith("igkd: there are no weights of the run 0000000000000000 ")
