@@ -22,7 +22,14 @@ from igkd.device import Compute, pick_compute
 from igkd.errors import InputError, TrainingError
 from igkd.experiments import NOTEBOOKS, Plan, Planned, Profile, profile, teacher_run
 from igkd.images import ImageSet, load_images, train_indices
-from igkd.models import Architecture, attention_tap, compression_factor, load_weights, weights_metadata
+from igkd.models import (
+    Architecture,
+    MobileNetV2,
+    attention_tap,
+    compression_factor,
+    load_weights,
+    weights_metadata,
+)
 from igkd.runs import Record, Run, SignalSpec, Store, write_atomically
 from igkd.signals import Signals, Teacher, ig_maps, load_signals
 from igkd.training import train, trains_alone
@@ -191,14 +198,32 @@ class Study:
             return Signals()
         tap = attention_tap(run.architecture.blocks_removed) if run.method.gamma else None
         folder = self.store.scratch / "signals"
-        return load_signals(
-            run, self.images, self.teacher(), tap, folder, self.compute, self.log, self._map_progress
-        )
+        return load_signals(run, self.images, self.teacher(), tap, folder, self.compute, self.log, self._map_progress)
 
     def train(self, run: Run, log: Callable[[str], None] = lambda line: None) -> Record:
         """Train one run now, whether or not it is recorded; the record is returned, not kept."""
         digest = self.teacher().digest if run.signals else None
         return train(run, self.images, self.store, self.compute, self.signals(run), digest, log)
+
+    def student(self, run: Run) -> MobileNetV2 | None:
+        """The trained network of a run.
+
+        Records are kept and shared, weights only where they were made; where they are missing, a small training is
+        repeated, which on another machine gives other digits than the record.
+
+        Returns
+        -------
+        MobileNetV2 or None
+            None if its weights are not here and training it again would take many minutes.
+        """
+        path = self.store.find_weights(run.key)
+        if path is None:
+            if self.compute.device == "cpu" and trains_alone(run, self.work(run)):
+                return None
+            self.log(f"the weights of run {run.key} are not here; it is trained again")
+            self.train(run)
+            path = self.store.weights_path(run.key)
+        return load_weights(path, self.images.num_classes)
 
     def ensure(self, planned: list[Planned], budget: float | None = None) -> pd.DataFrame:
         """Records of the planned runs, trained here where missing.
@@ -265,7 +290,8 @@ class Study:
         for position, item in enumerate(in_time(alone)):
             name = describe(item)
             result = self._attempt(
-                item, lambda line: self._progress(recorded + position, total, f"{name}: {line}")  # noqa: B023
+                item,
+                lambda line: self._progress(recorded + position, total, f"{name}: {line}"),  # noqa: B023
             )
             if isinstance(result[1], str) and item.run.key in teachers:
                 untaught.add(item.run.key)
@@ -299,6 +325,25 @@ class Study:
             if record is not None:
                 measures = {name: value for name, value in record.outcome.items() if isinstance(value, float | int)}
                 rows.append(item.labels | {"key": record.key} | measures | {"seconds": record.provenance["seconds"]})
+        return pd.DataFrame(rows)
+
+    def epochs(self, planned: list[Planned]) -> pd.DataFrame:
+        """What the recorded runs measured while they were trained.
+
+        Returns
+        -------
+        DataFrame
+            One row an epoch of a run: its labels, ``key``, ``epoch`` (from 1), means over the epoch of ``loss``, of its
+            terms (unweighted) and of ``train_accuracy``, and ``gradient_norms.<term>`` (see `igkd.training`). NaN
+            where a run has no such term or its record is older than the measure.
+        """
+        rows = []
+        for item in planned:
+            record = self.store.find(item.run.key)
+            for epoch in record.outcome["history"] if record else ():
+                norms = {f"gradient_norms.{name}": norm for name, norm in epoch.get("gradient_norms", {}).items()}
+                means = {name: value for name, value in epoch.items() if name != "gradient_norms"}
+                rows.append(item.labels | {"key": record.key} | means | norms)
         return pd.DataFrame(rows)
 
     def evidence(self, records: Iterable[Record | str]) -> pd.DataFrame:

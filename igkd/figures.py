@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy import stats
 
 from igkd.runs import records_digest
@@ -209,6 +210,107 @@ def curves(panels: dict[str, tuple[pd.DataFrame, str]], baseline: float) -> Figu
         axis.set(xlabel=x, xscale="log" if table[x].max() > 20 else "linear")
         axis.legend()
     axes[0, 0].set_ylabel("validation accuracy (%)")
+    return figure
+
+
+def loss_budget(panels: dict[str, pd.DataFrame]) -> Figure:
+    """Share of the gradient norm that each term of the loss has over the epochs; mean and range over seeds.
+
+    Parameters
+    ----------
+    panels : dict
+        Title -> table with columns ``epoch``, ``term``, ``share`` (a fraction), one row a run, epoch and term.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.8 * len(panels), 3.2), squeeze=False, sharey=True)
+    terms = ("cross-entropy", "distillation", "attention")
+    colours = dict(zip(terms, sns.color_palette("colorblind", 3), strict=True))
+    for axis, (title, table) in zip(axes[0], panels.items(), strict=True):
+        sns.lineplot(
+            table.assign(percent=100 * table.share),
+            x="epoch",
+            y="percent",
+            hue="term",
+            style="term",
+            hue_order=terms,
+            style_order=terms,
+            palette=colours,
+            markers=True,
+            dashes=False,
+            errorbar=("pi", 100),
+            ax=axis,
+            legend=axis is axes[0, 0],
+        )
+        axis.axhline(100, color="0.7", lw=0.8)
+        axis.set(title=title, yscale="log", ylabel="share of the gradient norm (%)")
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda percent, _: f"{percent:g}"))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    axes[0, 0].get_legend().remove()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(terms))
+    return figure
+
+
+def attention_weights(table: pd.DataFrame, distances: pd.DataFrame, bound: float) -> Figure:
+    """Validation accuracy over the weight of attention transfer, and how far the maps still differ; a line a seed.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``gamma``, ``seed``, ``accuracy`` (fraction), one row a run.
+    distances : DataFrame
+        Columns ``gamma``, ``seed``, ``attention`` (the attention loss), one row a run; not for gamma 0.
+    bound : float
+        Largest possible attention loss.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.3))
+    for axis, frame, values in (
+        (left, table, 100 * table.accuracy),
+        (right, distances, 100 * distances.attention / bound),
+    ):
+        frame = frame.assign(percent=values).sort_values("gamma")
+        labels = {gamma: "0 (Student)" if gamma == 0 else f"{gamma:g}" for gamma in frame.gamma}
+        for _, line in frame.groupby("seed"):
+            axis.plot(line.gamma.map(labels), line.percent, marker="o", ms=4, lw=1, color=ARM_COLOURS["AT"], alpha=0.5)
+        means = frame.groupby("gamma").percent.mean()
+        axis.plot(means.index.map(labels), means, linestyle="none", marker="_", ms=18, mew=2.5, color="0.2")
+        axis.set_xlabel("gamma")
+        axis.margins(x=0.15)
+    left.set_ylabel("validation accuracy (%)")
+    right.set(ylabel="attention loss in the last epoch\n(% of its largest value)", ylim=(0, None))
+    return figure
+
+
+def effects(panels: dict[str, pd.DataFrame]) -> Figure:
+    """Main effects and interactions with their intervals and p-values, a panel for each factorial.
+
+    Parameters
+    ----------
+    panels : dict
+        Title -> table from `igkd.statistics.factorial`, all with the same terms.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.8 * len(panels), 3.4), squeeze=False)
+    for axis, (title, table) in zip(axes[0], panels.items(), strict=True):
+        rows = np.arange(len(table))
+        estimate = 100 * table.estimate.to_numpy()
+        reach = np.array([estimate - 100 * table.low, 100 * table.high - estimate])
+        with_attention = ["AT" in term.split(":") for term in table.term]
+        for row in rows:
+            colour = ARM_COLOURS["AT"] if with_attention[row] else "0.35"
+            axis.errorbar(estimate[row], row, xerr=reach[:, [row]], fmt="o", color=colour, capsize=3)
+            axis.annotate(
+                f"p = {table.p.iloc[row]:.2g}",
+                (1.02, row),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=8,
+                color=colour,
+            )
+        axis.axvline(0, color="0.3", lw=1)
+        limit = 1.1 * np.abs(100 * table[["low", "high"]].to_numpy()).max()
+        axis.set(title=title, xlabel="effect on test accuracy (points)", xlim=(-limit, limit))
+        axis.set_yticks(rows, [term.replace(":", " : ") for term in table.term])
+        axis.grid(False, axis="y")
+        axis.invert_yaxis()
     return figure
 
 

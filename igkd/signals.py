@@ -107,7 +107,7 @@ def load_signals(
         teacher,
         {"kind": "logits"},
         log,
-        lambda: _forward(teacher.model, images, compute, lambda logits, _: logits),
+        lambda: _forward(teacher.model, images.train_images, compute, lambda logits, _: logits),
     )
     check_alignment(logits, images.train_labels, teacher.accuracy)
     attention = maps = None
@@ -119,7 +119,7 @@ def load_signals(
             {"kind": "attention", "tap": tap},
             log,
             lambda: _forward(
-                teacher.model, images, compute, lambda _, activation: attention_map(activation).half(), tap
+                teacher.model, images.train_images, compute, lambda _, activation: attention_map(activation).half(), tap
             ),
         )
     if method.overlay_prob:
@@ -164,6 +164,30 @@ def ig_maps(
     return _cached(folder, images, teacher, settings, log, compute_maps)
 
 
+def attention_maps(model: MobileNetV2, images: np.ndarray, tap: int, compute: Compute) -> Tensor:
+    """Attention maps of a network for any images, to be looked at.
+
+    Parameters
+    ----------
+    model : MobileNetV2
+        Teacher or student; put into evaluation mode.
+    images : ndarray (N, H, W, 3) uint8
+    tap : int
+        See `igkd.models.attention_tap`.
+    compute : Compute
+
+    Returns
+    -------
+    Tensor (N, h, w)
+        Float32, on the CPU; each map has unit length (see `igkd.losses.attention_map`).
+    """
+
+    def keep(_, activation: Tensor) -> Tensor:
+        return attention_map(activation).unflatten(1, activation.shape[2:])
+
+    return _forward(model, images, compute, keep, tap)
+
+
 def check_alignment(logits: Tensor, labels: np.ndarray, teacher_accuracy: float) -> None:
     """Assert that signals read by data-set index belong to the images of that index.
 
@@ -191,10 +215,10 @@ def as_input(images: np.ndarray | Tensor, device: str = "cpu") -> Tensor:
 
 
 @torch.no_grad()
-def _forward(model: MobileNetV2, images: ImageSet, compute: Compute, keep, tap: int = 0) -> Tensor:
+def _forward(model: MobileNetV2, images: np.ndarray, compute: Compute, keep, tap: int = 0) -> Tensor:
     model = compute.prepare(model).eval()
     kept = []
-    for batch in torch.from_numpy(images.train_images).split(IMAGES_AT_ONCE):
+    for batch in torch.from_numpy(images).split(IMAGES_AT_ONCE):
         with compute.autocast():
             kept.append(keep(*(part.float() for part in model(as_input(batch, compute.device), tap))).cpu())
     return torch.cat(kept)

@@ -119,9 +119,13 @@ def _two(a: Iterable[float], b: Iterable[float], paired: bool = False) -> tuple[
     return a, b
 
 
-def _varies(*samples: np.ndarray) -> None:
+def _constant(*samples: np.ndarray) -> bool:
     # rounding leaves a spread of about 1e-16 in differences of accuracies that are all equal
-    if all(np.ptp(s) <= 1e-12 * max(1.0, np.abs(s).max()) for s in samples):
+    return all(np.ptp(s) <= 1e-12 * max(1.0, np.abs(s).max()) for s in samples)
+
+
+def _varies(*samples: np.ndarray) -> None:
+    if _constant(*samples):
         raise InputError("the runs do not vary, so chance cannot be judged; add runs with other seeds")
 
 
@@ -462,27 +466,83 @@ def compare_arms(
     pandas.DataFrame
         One row per arm of the family, with the fields of :class:`Comparison` and ``p_holm``.
     """
+    _pick(frame, ["arm"])
+    family = [a for a in dict.fromkeys(frame["arm"]) if a != reference] if family is None else list(family)
+    if not family:
+        raise InputError(f"no runs of any other arm than {reference}; add runs of the arms to compare")
+    pairs = [(arm, reference) for arm in family]
+    return compare_pairs(frame, pairs, pair_by=pair_by, value=value, confidence=confidence)
+
+
+def compare_pairs(
+    frame: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    pair_by: str | None = None,
+    value: str = "accuracy",
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """Which of these pairs of arms differ, when all of them are asked at once?
+
+    Parameters
+    ----------
+    frame, pair_by, value, confidence
+        As in :func:`compare_arms`.
+    pairs : sequence of (arm, reference)
+        The comparisons of the question, declared beforehand: p-values are corrected over exactly these.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per pair, with the fields of :class:`Comparison` and ``p_holm``. Where the runs do not vary, so
+        that chance cannot be judged, everything but the means and their difference is NaN.
+
+    Raises
+    ------
+    InputError
+        If an arm has no runs, too few, or two with the same `pair_by`.
+    """
     _pick(frame, ["arm", value] + ([pair_by] if pair_by else []))
     present = list(dict.fromkeys(frame["arm"]))
-    family = [a for a in present if a != reference] if family is None else list(family)
-    absent = [a for a in [reference, *family] if a not in present]
-    if absent or not family:
-        wanted = ", ".join(absent) or "any other arm"
-        raise InputError(f"no runs of {wanted}; the arms are {', '.join(present)}")
+    absent = [arm for arm in dict.fromkeys(sum(pairs, ())) if arm not in present]
+    if absent or not pairs:
+        raise InputError(f"no runs of {', '.join(absent) or 'any pair'}; the arms are {', '.join(present)}")
     rows = []
-    for arm in family:
+    for arm, reference in pairs:
         if pair_by is None:
             a, b = (frame.loc[frame["arm"] == name, value] for name in (arm, reference))
         else:
             both = frame[frame["arm"].isin([arm, reference])]
             if both.duplicated(["arm", pair_by]).any():
                 raise InputError(f"an arm has two runs with the same {pair_by}; pairs need one run each")
-            pairs = both.pivot(index=pair_by, columns="arm", values=value).dropna()
-            a, b = pairs[arm], pairs[reference]
-        rows.append(compare(a, b, paired=pair_by is not None, confidence=confidence, names=(arm, reference)))
+            matched = both.pivot(index=pair_by, columns="arm", values=value).dropna()
+            a, b = matched[arm], matched[reference]
+        names, paired = (arm, reference), pair_by is not None
+        samples = _two(a, b, paired)
+        if _constant(*((samples[0] - samples[1],) if paired else samples)):
+            rows.append(_undecided(*samples, paired, confidence, names))
+        else:
+            rows.append(compare(a, b, paired=paired, confidence=confidence, names=names))
     table = pd.DataFrame([asdict(row) for row in rows])
-    table["p_holm"] = holm(table["p"])
+    # a pair that could not be tested was still asked about, so it counts in the correction
+    table["p_holm"] = holm(table["p"].fillna(1.0)).where(table["p"].notna())
     return table
+
+
+def _undecided(a: np.ndarray, b: np.ndarray, paired: bool, confidence: float, names: tuple[str, str]) -> Comparison:
+    unknown = dict.fromkeys(("low", "high", "statistic", "df", "p", "hedges_g", "g_low", "g_high"), np.nan)
+    return Comparison(
+        arm=names[0],
+        reference=names[1],
+        n=a.size,
+        n_reference=b.size,
+        mean=float(a.mean()),
+        mean_reference=float(b.mean()),
+        difference=float(a.mean() - b.mean()),
+        confidence=confidence,
+        test="paired" if paired else "Welch",
+        **unknown,
+    )
 
 
 def holm(p_values: Mapping[str, float] | Iterable[float]) -> pd.Series:

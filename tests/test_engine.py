@@ -8,8 +8,9 @@ from igkd.errors import InputError, TrainingError
 from igkd.experiments import Planned
 from igkd.images import Subset
 from igkd.methods import Method
-from igkd.models import Architecture, pack_weights
+from igkd.models import Architecture, pack_weights, state_digest
 from igkd.runs import Record, SignalSpec, write_atomically
+from igkd.training import evaluate
 from small import COMPUTE, RECIPE, small_images, small_run, small_teacher
 
 IMAGES = small_images()
@@ -189,9 +190,55 @@ def test_runs_side_by_side_are_those_one_after_the_other(tmp_path):
     outcomes = []
     for jobs in (1, 2):
         study = Study("demo", device="cpu", root=tmp_path / str(jobs), log=lambda line: None, jobs=jobs)
-        runs = [replace(item.run, recipe=replace(item.run.recipe, num_epochs=1)) for item in experiments.recipes(study.plan)]
+        runs = [
+            replace(item.run, recipe=replace(item.run.recipe, num_epochs=1)) for item in experiments.recipes(study.plan)
+        ]
         items = [Planned("arms", {"arm": "Student", "seed": number}, run) for number, run in enumerate(runs)]
         items = list({item.run.key: item for item in items}.values())
         study.ensure(items)
         outcomes.append([study.store.find(item.run.key).outcome for item in items])
     assert len(outcomes[0]) > 2 and outcomes[0] == outcomes[1]
+
+
+def test_a_student_is_the_network_that_its_record_describes(small_study):
+    small_study.ensure(planned(0))
+    weights = small_study.store.weights_path(RUN.key)
+    for _ in range(2):  # read, then trained again
+        accuracy = evaluate(small_study.student(RUN), IMAGES.test_images, IMAGES.test_labels, COMPUTE)["accuracy"]
+        assert accuracy == small_study.store.find(RUN.key).outcome["accuracy"]
+        assert state_digest(small_study.student(RUN)) == small_study.store.find(RUN.key).outcome["weights"]
+        weights.unlink()
+    assert [line for line in small_study.lines if "trained again" in line] == [
+        f"the weights of run {RUN.key} are not here; it is trained again"
+    ]
+
+
+def test_a_long_training_is_not_repeated_for_its_weights(small_study):
+    long = replace(RUN, recipe=replace(RECIPE, num_epochs=10**7))
+    small_study.store.add(record(long), "arms")
+    assert small_study.student(long) is None
+
+
+def test_epochs_are_rows_with_the_labels_of_their_run(small_study):
+    with_teacher(small_study)
+    signals = SignalSpec(small_study.plan.teacher_key, n_steps=2)
+    items = [
+        *planned(0),
+        Planned("arms", {"arm": "AT", "seed": 1}, replace(RUN, method=Method(gamma=5.0), signals=signals)),
+    ]
+    small_study.ensure(items)
+    table = small_study.epochs([*items, *planned(2)])
+    assert list(table.arm) == ["Student", "Student", "AT", "AT"] and list(table.epoch) == [1, 2, 1, 2]
+    history = small_study.store.find(items[1].run.key).outcome["history"]
+    taught = table[table.arm == "AT"]
+    assert list(taught["gradient_norms.attention"]) == [epoch["gradient_norms"]["attention"] for epoch in history]
+    assert list(taught.attention) == [epoch["attention"] for epoch in history]
+    assert table[table.arm == "Student"][["attention", "gradient_norms.cross_entropy"]].isna().all(axis=None)
+
+
+def test_epochs_of_records_older_than_a_measure_lack_it(small_study):
+    old = record(RUN)
+    old.outcome["history"] = [{"epoch": 1, "loss": 2.0}]
+    small_study.store.add(old, "arms")
+    (row,) = small_study.epochs(planned(0)).itertuples()
+    assert row.loss == 2.0 and "gradient_norms.attention" not in row._fields

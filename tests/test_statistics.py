@@ -254,9 +254,35 @@ def test_family_is_what_was_declared(runs):
     assert table["p_holm"].tolist() == pytest.approx([2 * table["p"][0], table["p"][1]])
 
 
+def test_pairs_of_any_two_arms_are_corrected_together(runs):
+    pairs = [("AT", "Student"), ("KD+IG+AT", "KD+IG"), ("KD+IG", "IG")]
+    table = st.compare_pairs(runs, pairs)
+    values = {arm: group["accuracy"] for arm, group in runs.groupby("arm")}
+    expected = [stats.ttest_ind(values[a], values[b], equal_var=False).pvalue for a, b in pairs]
+    assert table["p"].tolist() == pytest.approx(expected)
+    # Holm by hand: the smallest p times 3, the next times 2, the largest as it is
+    assert table["p_holm"].tolist() == pytest.approx([expected[0], 2 * expected[1], 3 * expected[2]])
+    assert table["difference"].round(5).tolist() == [-0.00021, -0.00163, 0.00668]
+
+
+def test_a_pair_that_does_not_vary_is_shown_untested_and_still_counts():
+    frame = pd.DataFrame(
+        {
+            "arm": ["Student"] * 3 + ["KD"] * 3 + ["IG"] * 3,
+            "seed": [0, 1, 2] * 3,
+            "accuracy": [0.5, 0.6, 0.7, 0.51, 0.61, 0.71, 0.55, 0.62, 0.79],
+        }
+    )
+    table = st.compare_arms(frame, pair_by="seed").set_index("arm")
+    assert table.loc["KD", "difference"] == pytest.approx(0.01) and table.loc["KD", ["low", "p", "p_holm"]].isna().all()
+    p = stats.ttest_rel([0.55, 0.62, 0.79], [0.5, 0.6, 0.7]).pvalue
+    assert table.loc["IG", "p_holm"] == pytest.approx(2 * p)
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
+        (lambda: st.compare_pairs(pd.DataFrame({"arm": ["KD"], "accuracy": [1.0]}), []), "no runs of any pair"),
         (lambda: st.compare([0.9], [0.8, 0.9], paired=False), "add runs"),
         (lambda: st.compare([0.9, 0.8, 0.7], [0.8, 0.9], paired=True), "paired=False"),
         (lambda: st.compare([0.9, 0.9], [0.8, 0.8], paired=False), "do not vary"),
