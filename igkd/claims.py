@@ -200,7 +200,7 @@ def _c3(study: Study) -> Finding:
         "attention transfer is complementary: it helps when combined with KD and IG",
         f"the 95 % interval of KD+IG+AT - KD+IG lies above 0 and reaches {100 * smallest:.1f} points",
         "04",
-        "The factorial analysis",
+        "Pairs of arms",
     )
     runs = published.ablation_runs().groupby("arm").accuracy.mean()
     stated = f"no size stated; means of the published runs: {100 * (runs['KD+IG+AT'] - runs['KD+IG']):+.2f} points"
@@ -216,7 +216,7 @@ def _c4(study: Study) -> Finding:
         "the 95 % interval of KD+IG - Student on the same subsets lies above 0 and reaches half the published "
         f"difference, {50 * difference:.2f} points",
         "05",
-        "The arms",
+        "Pairs: arms on the same subset",
     )
     stated = f"{100 * difference:+.2f} points between the means of 60 runs each"
     return gain(claim, stated, study, experiments.monte_carlo(study.plan), "KD+IG", "Student", difference / 2)

@@ -79,7 +79,7 @@ PROFILES = {
         Profile(
             "laptop",
             "cifar10",
-            (1000, 1000),
+            (1000, 10_000),
             teacher=None,
             blocks_removed=13,
             recipe=replace(RECIPES["fast"], num_epochs=10, batch_size=32),

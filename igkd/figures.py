@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy import stats
 
+from igkd import statistics
 from igkd.runs import records_digest
 
 #: One colour for each arm, in all figures.
@@ -33,7 +34,7 @@ def use_style() -> None:
     )
 
 
-def save(figure: Figure, name: str, study, table: pd.DataFrame) -> list[Path]:
+def save(figure: Figure, name: str, study, table: pd.DataFrame | None) -> list[Path]:
     """Write a figure as PNG and PDF, stamped with what it was drawn from.
 
     Parameters
@@ -43,20 +44,23 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame) -> list[Path]:
         File name without ending.
     study : igkd.engine.Study
         Its profile decides the folder, ``build/<profile>/figures/``; ``run_all.py --publish`` copies from there.
-    table : DataFrame
-        The records behind the figure, one a row (from `Study.ensure`).
+    table : DataFrame or None
+        The records behind the figure, one a row (from `Study.ensure`); None if it shows published values only.
 
     Returns
     -------
     list of Path
     """
-    data = study.describe_data()
-    if {"n_train", "n_test"} <= set(table):  # what the runs saw, which may be more or less than the profile's images
-        data = f"{study.images.name}, trained on {_range(table.n_train)}, scored on {_range(table.n_test)} images"
-    stamp = (
-        f"profile {study.profile.name} · {data} · "
-        f"{len(table)} run{'s' * (len(table) != 1)} · records {records_digest(table)}"
-    )
+    if table is None:
+        stamp = "published values only (igkd.published)"
+    else:
+        data = study.describe_data()
+        if {"n_train", "n_test"} <= set(table):  # what the runs saw: more or less, maybe, than the profile's images
+            data = f"{study.images.name}, trained on {_range(table.n_train)}, scored on {_range(table.n_test)} images"
+        stamp = (
+            f"profile {study.profile.name} · {data} · "
+            f"{len(table)} run{'s' * (len(table) != 1)} · records {records_digest(table)}"
+        )
     figure.text(0.995, -0.01, stamp, ha="right", va="top", fontsize=6.5, color="0.45")
     study.figures.mkdir(parents=True, exist_ok=True)
     paths = [study.figures / f"{name}.{ending}" for ending in ("png", "pdf")]
@@ -380,4 +384,235 @@ def soft_targets(images: np.ndarray, labels, logits, temperatures: tuple[float, 
     axes[1, 0].set_yticks(np.arange(len(class_names)) + 0.4 - height / 2, class_names, fontsize=8)
     axes[1, 0].invert_yaxis()
     axes[1, -1].legend(fontsize=7, loc="lower right")
+    return figure
+
+
+def monte_carlo(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
+    """Runs on random subsets: every accuracy, the published means, and normal quantile plots.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``arm``, ``accuracy`` (fraction).
+    title : str
+        Data and student of `table`.
+    published : DataFrame
+        `igkd.published.monte_carlo_summary`.
+    """
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), width_ratios=(1.2, 1, 1.1))
+    order = list(published.arm)
+    sns.stripplot(
+        table.assign(percent=100 * table.accuracy),
+        x="arm",
+        y="percent",
+        hue="arm",
+        order=order,
+        palette=ARM_COLOURS,
+        alpha=0.6,
+        size=4,
+        legend=False,
+        ax=left,
+    )
+    for position, arm in enumerate(order):
+        values = 100 * table[table.arm == arm].accuracy
+        low, high = t_interval(values)
+        left.errorbar(
+            position, values.mean(), [[values.mean() - low], [high - values.mean()]], fmt="_", ms=14, c="0.2", capsize=4
+        )
+        quantiles, ordered = stats.probplot(values, fit=False)
+        spread = values.std() if values.std() > 0 else 1.0
+        right.plot(quantiles, (ordered - values.mean()) / spread, ".-", lw=0.8, color=ARM_COLOURS[arm], label=arm)
+        row = published.set_index("arm").loc[arm]
+        sd, half = row.variance_ddof1**0.5, stats.t.isf(0.025, row.n - 1) * (row.variance_ddof1 / row.n) ** 0.5
+        middle.errorbar(position, 100 * row["mean"], sd, fmt="none", ecolor=ARM_COLOURS[arm], alpha=0.35, elinewidth=7)
+        middle.errorbar(position, 100 * row["mean"], half, fmt="_", ms=14, c="0.2", capsize=4)
+    middle.set_xticks(range(len(order)), order)
+    middle.set(title="published: mean with 95 % t-interval,\nband: one standard deviation", ylabel="test accuracy (%)")
+    left.set(title=title, xlabel="", ylabel="test accuracy (%)")
+    ends = np.array(right.get_xlim())
+    right.plot(ends, ends, "--", color="0.5", lw=1, zorder=0)
+    right.set(
+        title="here: against a normal distribution",
+        xlabel="expected (standard deviations)",
+        ylabel="observed (standard deviations)",
+    )
+    right.legend(fontsize=8)
+    for axis in (left, middle):
+        axis.tick_params(axis="x", rotation=30)
+    return figure
+
+
+def subset_pairs(by_seed: pd.DataFrame, reference: str, published: pd.DataFrame) -> Figure:
+    """Differences of arms within subsets, and what the arms of a subset have in common.
+
+    Parameters
+    ----------
+    by_seed : DataFrame
+        One row a subset, one column an arm; accuracy (fraction).
+    reference : str
+        The arm that the others are compared with.
+    published : DataFrame
+        `igkd.published.monte_carlo_summary`; its differences of means are drawn beside.
+    """
+    others = [arm for arm in by_seed if arm != reference]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=(1.2, 1))
+    means = 100 * published.set_index("arm")["mean"]
+    differences = 100 * by_seed[others].sub(by_seed[reference], axis=0)
+    for position, arm in enumerate(others):
+        values = differences[arm].to_numpy()
+        shifts = np.linspace(-0.18, 0.18, len(values))
+        left.plot(position + shifts, values, "o", ms=4, alpha=0.6, color=ARM_COLOURS[arm])
+        low, high = t_interval(values)
+        mean = values.mean()
+        left.errorbar(position, mean, [[mean - low], [high - mean]], fmt="_", ms=16, color="0.2", capsize=4)
+        left.plot(
+            position + 0.32,
+            means[arm] - means[reference],
+            "D",
+            color="0.2",
+            mfc="white",
+            label="published difference of means" if arm == others[-1] else None,
+        )
+        right.plot(100 * by_seed[reference], 100 * by_seed[arm], "o", ms=4, color=ARM_COLOURS[arm], label=arm)
+    left.axhline(0, color="0.4", lw=1, ls="--")
+    left.set_xticks(range(len(others)), others)
+    left.set(title="difference on the same subset", ylabel=f"against {reference} (points)")
+    left.legend(fontsize=8)
+    low, high = 100 * by_seed.min().min(), 100 * by_seed.max().max()
+    right.plot([low, high], [low, high], "--", color="0.4", lw=1)
+    right.set(title="the runs of a subset", xlabel=f"{reference} (%)", ylabel="other arm (%)")
+    right.legend(fontsize=8)
+    return figure
+
+
+def luck(halves: np.ndarray, simulated: pd.DataFrame, n: int, num_arms: int, observed: dict[str, float]) -> Figure:
+    """How often p < 0.05, and how large a gain, comes by luck.
+
+    Parameters
+    ----------
+    halves : ndarray (m,)
+        p-values of arms against themselves (`igkd.statistics.against_itself`); may be empty.
+    simulated : DataFrame
+        `igkd.statistics.luck`, differences as fractions.
+    n, num_arms : int
+        Runs per arm and arms of the simulated studies.
+    observed : dict
+        ``"means"`` and ``"bests"``: the recorded gains, fractions.
+    """
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), width_ratios=(1, 1.25, 1.1))
+    red, blue = sns.color_palette("colorblind")[3], sns.color_palette("colorblind")[0]
+    if len(halves):
+        counts, edges = np.histogram(halves, np.linspace(0, 1, 21))
+        colours = [red, *["0.7"] * 19]
+        left.bar(edges[:-1], 100 * counts / len(halves), 0.05, align="edge", color=colours, edgecolor="white")
+        left.axhline(5, color="0.3", ls="--", lw=1)
+        detail = f"({n // 2} against {n - n // 2}, {len(halves):,} divisions)"
+    else:
+        detail = "(needs four runs of an arm)"
+        left.set_yticks([])
+    left.set(
+        title=f"recorded runs: halves of one arm\n{detail}",
+        xlabel="p (Welch)",
+        ylabel="share of divisions (%)",
+        xlim=(0, 1),
+    )
+    bars = {
+        "paired test, one arm": "paired",
+        "Welch's test, one arm": "welch",
+        f"one of {num_arms - 1} arms, Holm": "any_arm_holm",
+        f"one of {num_arms - 1} arms, uncorrected": "any_arm",
+        f"one arm, looking after\neach of 2 to {n} pairs": "any_look",
+    }
+    shares = [100 * float((simulated[column] < 0.05).mean()) for column in bars.values()]
+    # red: beyond what a share of 5 % scatters by itself in some thousand studies
+    middle.barh(list(bars), shares, color=[red if share > 7 else "0.7" for share in shares])
+    for position, share in enumerate(shares):
+        middle.text(max(share, 5.1), position, f" {share:.1f} %", va="center", fontsize=8)
+    middle.grid(False)
+    middle.axvline(5, color="0.3", ls="--", lw=1)
+    middle.invert_yaxis()
+    middle.set(
+        title=f"simulated: equal arms, n = {n}", xlabel="studies with p < 0.05 (%)", xlim=(0, 1.25 * max(*shares, 8))
+    )
+    for name, column, colour in (("means", "mean_gain", blue), ("bests", "best_gain", red)):
+        sns.kdeplot(100 * simulated[column], ax=right, color=colour, fill=True, alpha=0.15, label=f"{name} of {n}")
+        right.axvline(100 * observed[name], color=colour, lw=1.5, ls="--", label=f"recorded, {name}")
+    right.set(title="simulated: gain without any effect", xlabel="arm minus reference (points)", yticks=[], ylabel="")
+    right.legend(fontsize=7.5, loc="upper left")
+    right.margins(y=0.35)
+    return figure
+
+
+def power_curves(spreads: dict[str, tuple[statistics.Interval, bool]], difference: float, n: int) -> Figure:
+    """How likely a difference is found with n runs an arm, and which difference n runs find.
+
+    Parameters
+    ----------
+    spreads : dict
+        Design -> (standard deviation of a run, or of the differences within pairs, as a fraction; whether paired).
+    difference : float
+        True difference of the left panel, a fraction.
+    n : int
+        Runs per arm that are recorded.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.7))
+    counts = np.unique(np.geomspace(2, 2000, 45).round().astype(int))
+    for (label, (spread, paired)), colour in zip(spreads.items(), sns.color_palette("colorblind"), strict=False):
+        values = (spread.estimate, spread.low, spread.high)
+        found = [[100 * statistics.power(difference, sd, k, paired=paired) for k in counts] for sd in values]
+        least = [
+            [100 * statistics.minimal_detectable_difference(k, sd, paired=paired) for k in counts] for sd in values
+        ]
+        for axis, (middle, one, other) in ((left, found), (right, least)):
+            axis.plot(counts, middle, color=colour, label=label)
+            axis.fill_between(counts, one, other, color=colour, alpha=0.15, lw=0)
+    for axis in (left, right):
+        axis.axvline(n, color="0.3", ls=":", lw=1.2, label=f"recorded here: {n}")
+        axis.set(xscale="log", xlabel="runs of each arm")
+        axis.set_xticks([2, 5, 10, 20, 60, 200, 1000], [2, 5, 10, 20, 60, 200, 1000])
+        axis.minorticks_off()
+    left.axhline(80, color="0.5", ls="--", lw=1)
+    left.set(ylim=(0, 102), ylabel="power (%)", title=f"to find {100 * difference:g} points at the 5 % level")
+    right.axhline(100 * difference, color="0.5", ls="--", lw=1)
+    right.set(yscale="log", ylabel="points", title="difference found with 80 % power")
+    right.yaxis.set_major_formatter("{x:g}")
+    right.legend(fontsize=8)
+    return figure
+
+
+def published_monte_carlo(bars: pd.DataFrame, summary: pd.DataFrame, whole: pd.Series) -> Figure:
+    """The published Monte Carlo histograms with the normal curves of their means and variances.
+
+    Parameters
+    ----------
+    bars, summary : DataFrame
+        `igkd.published.monte_carlo_histogram` and `monte_carlo_summary`.
+    whole : Series
+        Arm -> mean accuracy (fraction) of the published runs with all training images.
+    """
+    arms = list(bars.arm.unique())
+    figure, axes = plt.subplots(len(arms), 1, figsize=(8.5, 2.3 * len(arms)), sharex=True, sharey=True)
+    for axis, arm in zip(axes, arms, strict=True):
+        rows, row = bars[bars.arm == arm], summary.set_index("arm").loc[arm]
+        drawn, beyond = rows.dropna(subset="high"), rows[rows.high.isna()].iloc[0]
+        width = 100 * (drawn.high - drawn.low).mean()
+        axis.bar(100 * drawn.low, drawn.runs, width, align="edge", color=ARM_COLOURS[arm], edgecolor="white")
+        if beyond.runs:
+            axis.bar(
+                100 * beyond.low,
+                beyond.runs / 4,  # as much area for a run as in the other bars
+                4 * width,
+                align="edge",
+                facecolor="none",
+                edgecolor=ARM_COLOURS[arm],
+                hatch="///",
+                label=f"{beyond.runs:.0f} runs above the published figure, place unknown",
+            )
+        x = np.linspace(88.4, 92.8, 300)
+        curve = row.n * width * stats.norm.pdf(x, 100 * row["mean"], row.variance_ddof1**0.5)
+        axis.plot(x, curve, color="0.25", lw=1.2, label="normal, published mean and variance")
+        axis.axvline(100 * whole[arm], color="0.25", ls="--", lw=1.2, label="ablation, all training images: mean")
+        axis.set(ylabel="runs", title=f"{arm}, {row.n} runs on 80 % of the training images")
+        axis.legend(fontsize=7.5, loc="upper left")
+    axes[-1].set_xlabel("test accuracy (%)")
     return figure

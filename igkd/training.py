@@ -33,7 +33,7 @@ from igkd.signals import Signals, as_input
 # Streams of random numbers: one for each purpose, so that switching one ingredient on does not move another's.
 WEIGHTS, ORDER, AUGMENTATION, DROPOUT = range(4)
 CHECKPOINT_EVERY_SECONDS = 20
-EVALUATION_BATCH = 256
+EVALUATION_BATCH = 128
 
 
 def stream(seed: int, purpose: int, epoch: int = 0) -> torch.Generator:
@@ -166,13 +166,11 @@ def _fit(run, model, rows, work, images, store, compute, signals, teacher_digest
 
 @torch.no_grad()
 def predict(model: MobileNetV2, images: np.ndarray, compute: Compute) -> Tensor:
-    """Logits (N, num_classes) float32, on the CPU, of uint8 images (N, H, W, 3)."""
+    """Logits (N, num_classes) of uint8 images (N, H, W, 3): float32 throughout, returned on the CPU."""
     training = model.training
     model = compute.prepare(model).eval()
-    logits = []
-    for batch in torch.from_numpy(images).split(EVALUATION_BATCH):
-        with compute.autocast():
-            logits.append(model(as_input(batch, compute.device)).float().cpu())
+    batches = torch.from_numpy(images).split(EVALUATION_BATCH)
+    logits = [model(as_input(batch, compute.device)).cpu() for batch in batches]
     model.train(training)
     return torch.cat(logits)
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.diagnostic import lilliefors
 
-from igkd import published
+from igkd import published, statistics
 from igkd.errors import InputError
 
 TABLES = [
@@ -87,6 +87,26 @@ def test_histogram_bars_hold_all_runs_and_their_median():
         # runs 30 and 31 may lie in neighbouring bars, and bars are read off an image: one bar of slack
         width = 3.5 / 30 / 100
         assert median_bar["low"] - width <= summary.loc[arm, "median"] <= median_bar["high"] + width
+
+
+def test_values_of_the_histogram_give_back_bars_variance_and_mean():
+    values = published.monte_carlo_values()
+    summary = published.monte_carlo_summary().set_index("arm")
+    for arm, bars in published.monte_carlo_histogram().groupby("arm"):
+        accuracy = values.loc[values["arm"] == arm, "accuracy"]
+        edges = [*bars["low"], 1.0]
+        assert np.histogram(accuracy, edges)[0].tolist() == bars["runs"].tolist()
+        # the mean is not used to place the runs above the figure, so its agreement is a check
+        assert accuracy.mean() == pytest.approx(summary.loc[arm, "mean"], abs=2e-4)
+    kd_ig = values.loc[values["arm"] == "KD+IG", "accuracy"]
+    assert 1e4 * kd_ig.var() == pytest.approx(summary.loc["KD+IG", "variance_ddof1"])
+
+
+def test_variances_differ_but_a_single_peak_is_not_rejected():
+    values = published.monte_carlo_values()
+    student, kd_ig = (values.loc[values["arm"] == arm, "accuracy"] for arm in ("Student", "KD+IG"))
+    assert statistics.brown_forsythe(student, kd_ig).p < 0.001
+    assert 0.05 < statistics.silverman(kd_ig, np.random.default_rng(0)).p < 0.4
 
 
 def test_parameter_ratios_are_the_factors_in_the_released_file_names():

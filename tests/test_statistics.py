@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.formula.api as smf
-from scipy import stats
+from scipy import signal, stats
+from sklearn.neighbors import KernelDensity
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.power import TTestIndPower, TTestPower
 
@@ -107,15 +108,55 @@ def test_lilliefors_statistic_is_the_largest_gap():
     assert st.lilliefors(np.exp(x)).p < 0.01
 
 
-def test_dip_of_two_clusters_and_of_one():
-    pytest.importorskip("diptest")
-    rng = np.random.default_rng(4)
-    one = rng.normal(0, 1, 60)
+def test_sign_flip_by_enumeration():
+    a, b = np.array([3.0, 1.0, 4.0, 1.5, 5.0, 2.0]), np.array([1.0, 1.5, 2.5, 1.0, 2.0, 2.25])
+    flips = np.array(list(product([1, -1], repeat=6))) @ (a - b) / 6
+    result = st.sign_flip(a, b, np.random.default_rng(0))
+    assert result.statistic == pytest.approx((a - b).mean())
+    assert result.p == pytest.approx((np.abs(flips) >= abs((a - b).mean()) - 1e-12).mean())
+
+
+def test_sign_flip_of_few_pairs_cannot_be_significant():
+    for n, smallest in ((2, 0.5), (4, 0.125), (6, 0.03125)):
+        result = st.sign_flip(np.arange(1.0, n + 1), np.zeros(n), np.random.default_rng(0))
+        assert result.p == pytest.approx(smallest)
+
+
+def test_silverman_needs_half_the_distance_of_two_equal_clusters():
+    # the sum of two equal normal curves has one peak exactly if their centres are at most two widths apart
+    for left, right in ((0.0, 1.0), (0.90, 0.95)):
+        result = st.silverman(np.repeat([left, right], 20), np.random.default_rng(0), n_resamples=1)
+        assert result.statistic == pytest.approx((right - left) / 2, rel=1e-3)
+
+
+def test_silverman_critical_bandwidth_separates_one_peak_from_two():
+    x = np.random.default_rng(4).gamma(3, 1, 40)
+    critical = st.silverman(x, np.random.default_rng(0), n_resamples=1).statistic
+    grid = np.linspace(x.min() - 5, x.max() + 5, 20_000)
+
+    def peaks(bandwidth):
+        density = KernelDensity(bandwidth=bandwidth).fit(x[:, None]).score_samples(grid[:, None])
+        return len(signal.find_peaks(density)[0])
+
+    assert peaks(1.01 * critical) == 1
+    assert peaks(0.98 * critical) == 2
+
+
+def test_silverman_of_two_clusters_and_of_one():
+    rng = np.random.default_rng(5)
     two = np.r_[rng.normal(-2, 0.5, 30), rng.normal(2, 0.5, 30)]
-    assert st.dip(one).p > 0.2
-    assert st.dip(two).p < 0.001
-    # half of the mass at each of two points is as far from one peak as can be: the dip is 1/4
-    assert st.dip(np.repeat([0.0, 1.0], 20)).statistic == pytest.approx(0.25)
+    assert st.silverman(two, rng, n_resamples=199).p < 0.02
+    # known to be cautious: at most 5 % of samples with one peak are called out
+    n = 100
+    hits = sum(st.silverman(rng.normal(0, 1, 30), rng, n_resamples=39).p <= 0.05 for _ in range(n))
+    assert hits <= 0.05 * n + 3 * np.sqrt(n * 0.05 * 0.95)
+
+
+def test_silverman_is_free_of_the_unit():
+    x = np.random.default_rng(6).normal(0, 1, 25)
+    raw, percent = (st.silverman(v, np.random.default_rng(0), n_resamples=99) for v in (x, 90 + 100 * x))
+    assert percent.statistic == pytest.approx(100 * raw.statistic)
+    assert percent.p == pytest.approx(raw.p, abs=0.011)  # rounding may move one sample of 99
 
 
 # -- error rates -----------------------------------------------------------------------------------
@@ -224,6 +265,23 @@ def test_bootstrap_covers():
     assert 0.87 * n <= hits <= 0.99 * n
 
 
+def test_spread_is_the_residual_of_an_analysis_of_variance(runs):
+    three = runs[runs["arm"].isin(["Student", "KD", "IG"])]
+    residual = smf.ols("accuracy ~ arm", three).fit()
+    pooled = st.spread(*[group["accuracy"] for _, group in three.groupby("arm")])
+    assert pooled.estimate == pytest.approx(np.sqrt(residual.mse_resid))
+    # the limits are where the observed sum of squares is at the 2.5 % ends of its distribution
+    assert stats.chi2.sf(residual.ssr / pooled.low**2, 27) == pytest.approx(0.025)
+    assert stats.chi2.cdf(residual.ssr / pooled.high**2, 27) == pytest.approx(0.025)
+
+
+def test_spread_covers():
+    rng = np.random.default_rng(18)
+    n = 500
+    intervals = [st.spread(rng.normal(0.9, 0.003, 4)) for _ in range(n)]
+    assert within_binomial(sum(i.low <= 0.003 <= i.high for i in intervals), n, 0.95)
+
+
 def test_compare_arms_on_the_published_runs(runs):
     table = st.compare_arms(runs).set_index("arm")
     assert "Student" not in table.index
@@ -293,6 +351,11 @@ def test_a_pair_that_does_not_vary_is_shown_untested_and_still_counts():
         (lambda: st.compare_arms(pd.DataFrame({"arm": ["KD"], "accuracy": [1.0]})), "no runs of Student"),
         (lambda: st.equivalence([1, 2], [1, 3], -1, paired=False), "positive"),
         (lambda: st.best_of_n(0), "n >= 1"),
+        (lambda: st.silverman([0.9, 0.9, 0.9, 0.9], np.random.default_rng(0)), "do not vary"),
+        (lambda: st.against_itself([0.9, 0.8, 0.7], np.random.default_rng(0)), "at least 4"),
+        (lambda: st.luck(1, np.random.default_rng(0)), "at least 2 runs"),
+        (lambda: st.luck(5, np.random.default_rng(0), num_arms=1), "at least 2"),
+        (lambda: st.spread([0.9]), "add runs"),
         (lambda: st.power(1, 0, 5), "sd > 0"),
         (lambda: st.runs_needed(0, 1), "smallest one that matters"),
         (lambda: st.runs_needed(1, 1, power=0.01), "between alpha"),
@@ -364,6 +427,49 @@ def test_detectable_difference_has_the_planned_power():
     for n, power in product((2, 3, 10, 60), (0.5, 0.8, 0.95)):
         difference = st.minimal_detectable_difference(n, 0.3, power=power, paired=True)
         assert st.power(difference, 0.3, n, paired=True) == pytest.approx(power)
+
+
+# -- luck ------------------------------------------------------------------------------------------
+
+
+def test_against_itself_takes_each_division_once():
+    x = np.array([0.90, 0.92, 0.91, 0.95])
+    worked = [stats.ttest_ind(x[[0, i]], np.delete(x, [0, i]), equal_var=False).pvalue for i in (1, 2, 3)]
+    assert st.against_itself(x, np.random.default_rng(0)) == pytest.approx(worked)
+    for size, divisions in ((5, 10), (6, 10), (7, 35)):
+        assert len(st.against_itself(np.arange(float(size)) ** 2, np.random.default_rng(0))) == divisions
+    assert len(st.against_itself(np.arange(60.0), np.random.default_rng(0), most=50)) == 50
+
+
+def test_against_itself_leaves_out_halves_that_do_not_vary():
+    assert len(st.against_itself([0.9, 0.9, 0.8, 0.8], np.random.default_rng(0))) == 2
+
+
+def test_an_arm_against_itself_is_significant_in_five_percent():
+    rng = np.random.default_rng(19)
+    shares = [(st.against_itself(rng.normal(0, 1, 40), rng, most=100) < 0.05).mean() for _ in range(100)]
+    assert np.mean(shares) == pytest.approx(0.05, abs=4 * np.std(shares) / 10)
+
+
+def test_luck_has_the_known_error_rates():
+    n = 4000
+    found = st.luck(10, np.random.default_rng(20), n_studies=n)
+    false = (found < 0.05).sum()
+    assert within_binomial(false["paired"], n, 0.05)
+    assert within_binomial(false["welch"], n, 0.05)
+    assert false["any_arm_holm"] <= 0.05 * n + 3.5 * np.sqrt(n * 0.05 * 0.95)
+    # three comparisons with one reference: more than one test's, less than three independent ones'
+    assert 0.08 * n < false["any_arm"] < (1 - 0.95**3) * n + 3.5 * np.sqrt(n * 0.14 * 0.86)
+    assert false["any_look"] > 2 * false["paired"]
+
+
+def test_luck_of_two_runs_by_closed_forms():
+    found = st.luck(2, np.random.default_rng(21), num_arms=2, sd=0.5, n_studies=20_000)
+    assert (found["any_look"] == found["paired"]).all()
+    assert (found["any_arm_holm"] == found["paired"]).all()
+    # the larger of two normal values has variance 1 - 1/pi
+    assert found["mean_gain"].std() == pytest.approx(0.5, rel=0.03)
+    assert found["best_gain"].std() == pytest.approx(0.5 * np.sqrt(2 * (1 - 1 / np.pi)), rel=0.03)
 
 
 # -- factorial -------------------------------------------------------------------------------------
