@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from igkd.errors import InputError
@@ -20,6 +21,8 @@ from igkd.errors import InputError
 METHODS = ("gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid")
 OUTPUTS = ("logits", "probabilities")
 BASELINES = ("mean", "black", "blur")
+#: Standard deviation of SmoothGrad's noise, of images in [0, 1]; Smilkov et al. advise 0.1 to 0.2.
+SMOOTHGRAD_NOISE = 0.15
 
 # Processors slow down beyond this: on one thread 400 evaluations of MobileNetV2 took 4 s in batches of 25 to
 # 100, 10 s in batches of 200 and 17 s in one, because large activations are handed back to the system and
@@ -222,6 +225,93 @@ def make_baseline(kind: str, images: Tensor, model: nn.Module) -> Tensor:
 def saliency_map(attributions: Tensor) -> Tensor:
     """Sum over channels of |attribution|, (N, C, H, W) to (N, H, W): the map that the paper overlays."""
     return attributions.abs().sum(1)
+
+
+def saliency(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """|df/dx| of each image's target logit, summed over channels (Simonyan et al. 2014), by Captum.
+
+    Parameters
+    ----------
+    model : Module
+        As for `integrated_gradients`.
+    images : Tensor (N, C, H, W)
+    target : Tensor (N,) of integers
+
+    Returns
+    -------
+    Tensor (N, H, W), non-negative
+
+    References
+    ----------
+    Simonyan, Vedaldi, Zisserman, "Deep inside convolutional networks", ICLR workshop 2014, arXiv 1312.6034.
+    """
+    from captum.attr import Saliency  # half a second, which the trainings need not spend
+
+    with _evaluation_mode(model):
+        return Saliency(model).attribute(images.detach().requires_grad_(), target).sum(1)
+
+
+def smoothgrad(model: nn.Module, images: Tensor, target: Tensor, *, n_samples: int, seed: int) -> Tensor:
+    """As `saliency`, of the gradient averaged over noisy copies of the image (Smilkov et al. 2017), by Captum.
+
+    Parameters
+    ----------
+    model, images, target
+        As for `saliency`.
+    n_samples : int
+        Copies. The authors take 50.
+    seed : int
+        Of the Gaussian noise, whose standard deviation is `SMOOTHGRAD_NOISE`.
+
+    Returns
+    -------
+    Tensor (N, H, W), non-negative
+
+    References
+    ----------
+    Smilkov et al., "SmoothGrad: removing noise by adding noise", arXiv 1706.03825, 2017.
+    """
+    from captum.attr import NoiseTunnel, Saliency
+
+    with _evaluation_mode(model), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        mean = NoiseTunnel(Saliency(model)).attribute(
+            images.detach().requires_grad_(),
+            nt_type="smoothgrad",
+            nt_samples=n_samples,
+            nt_samples_batch_size=1,
+            stdevs=SMOOTHGRAD_NOISE,
+            target=target,
+            abs=False,
+        )
+    return saliency_map(mean)
+
+
+def grad_cam(model: nn.Module, layer: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """The layer's channels, weighed by their mean gradient, summed and cut off at 0 (Selvaraju et al. 2017), by Captum.
+
+    Parameters
+    ----------
+    model, images, target
+        As for `saliency`.
+    layer : Module
+        Whose output (N, c, h, w) is looked at.
+
+    Returns
+    -------
+    Tensor (N, H, W), non-negative
+        Brought from (h, w) to the size of the image by bilinear interpolation.
+
+    References
+    ----------
+    Selvaraju et al., "Grad-CAM: visual explanations from deep networks via gradient-based localization", ICCV 2017,
+    arXiv 1610.02391.
+    """
+    from captum.attr import LayerGradCam
+
+    with _evaluation_mode(model):
+        cells = LayerGradCam(model, layer).attribute(images, target, relu_attributions=True)
+    return interpolate(cells.detach().float(), images.shape[2:], mode="bilinear").squeeze(1)
 
 
 def _integrals(

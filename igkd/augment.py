@@ -1,10 +1,10 @@
 """Crop, mirror and overlay for whole batches on the device, with one draw for an image and its maps.
 
 Whatever belongs to an image (its IG map, the teacher's attention map) is moved by the same draw as the image. The
-released code moves the image alone.
+released code moves the image alone (`Draw.centred` is how its maps stay where they are).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,11 @@ class Draw:
     def __getitem__(self, rows) -> "Draw":
         """The draw of some of the images."""
         return Draw(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+    def centred(self, padding: int) -> "Draw":
+        """The same overlays and exponents without crop and mirror: what it moves stays where it is."""
+        corner = torch.full_like(self.top, padding)
+        return replace(self, top=corner, left=corner, mirror=torch.zeros_like(self.mirror))
 
 
 def draw(

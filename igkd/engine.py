@@ -31,7 +31,7 @@ from igkd.models import (
     weights_metadata,
 )
 from igkd.runs import Record, Run, SignalSpec, Store, write_atomically
-from igkd.signals import Signals, Teacher, ig_maps, load_signals
+from igkd.signals import Signals, Teacher, attribution_maps, load_signals
 from igkd.training import train, trains_alone
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -182,7 +182,7 @@ class Study:
     def ig_maps(self, n_steps: int | None = None, baseline: str = "mean"):
         """IG maps (N, H, W) of all training images."""
         spec = SignalSpec(self.plan.teacher_key, n_steps=n_steps or self.profile.n_steps, baseline=baseline)
-        return ig_maps(
+        return attribution_maps(
             self.images,
             self.teacher(),
             spec,
@@ -383,7 +383,7 @@ class Study:
         return self._per_image[run.architecture] * float(n) * run.recipe.num_epochs
 
     def _map_progress(self, done: int, total: int) -> None:
-        self._progress(done, total, "IG maps")
+        self._progress(done, total, "attribution maps")
 
     def _progress(self, done: int, total: int, doing: str) -> None:
         path = os.environ.get(PROGRESS)
@@ -405,7 +405,11 @@ def _attempt_elsewhere(where: tuple, item: Planned) -> tuple[Planned, Record | s
 
 def describe(item: Planned) -> str:
     """One planned run in words: experiment, arm, and what of its labels is not 0."""
-    others = [f"{name} {value:g}" for name, value in item.labels.items() if name not in ("arm", "seed") and value]
+    others = [
+        f"{name} {value if isinstance(value, str) else format(value, 'g')}"
+        for name, value in item.labels.items()
+        if name not in ("arm", "seed") and value
+    ]
     return ", ".join([f"{item.experiment}: {item.labels['arm']}", *others, f"seed {item.labels['seed']}"])
 
 

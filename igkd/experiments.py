@@ -10,6 +10,7 @@ from igkd.images import Subset
 from igkd.methods import ARMS, RECIPES, Method, Recipe, method
 from igkd.models import Architecture
 from igkd.runs import Run, SignalSpec
+from igkd.variants import ATTRIBUTIONS, MAP_CONTROLS
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Profile:
         Repetitions of every arm.
     alphas, temperatures, overlay_probs, gammas : tuple of float
         Grid of the search on the validation split.
+    num_controls : int
+        Seeds of the controls.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Profile:
     gammas: tuple[float, ...]
     num_subsets: int
     compared_cuts: tuple[int, ...]
+    num_controls: int
 
     @property
     def full_size(self) -> bool:
@@ -75,6 +79,7 @@ PROFILES = {
             gammas=(0.8, 1000.0),
             num_subsets=4,
             compared_cuts=(17,),
+            num_controls=1,
         ),
         Profile(
             "laptop",
@@ -91,6 +96,7 @@ PROFILES = {
             gammas=(0.8, 10.0, 100.0, 1000.0),
             num_subsets=10,
             compared_cuts=(17,),
+            num_controls=10,
         ),
         Profile(
             "paper",
@@ -107,6 +113,7 @@ PROFILES = {
             gammas=(0.1, 0.8, 10.0, 100.0, 1000.0),
             num_subsets=60,
             compared_cuts=(17, 5, 0),
+            num_controls=10,
         ),
     )
 }
@@ -147,10 +154,11 @@ class Plan:
         subset: Subset = Subset(),
         split: str = "test",
         blocks_removed: int | None = None,
+        variant: str = "described",
     ) -> Run:
         """A student of the profile."""
         cut = self.profile.blocks_removed if blocks_removed is None else blocks_removed
-        signals = SignalSpec(self.teacher_key, n_steps=self.profile.n_steps) if method.uses_teacher else None
+        signals = SignalSpec(self.teacher_key, variant, self.profile.n_steps) if method.uses_teacher else None
         return Run(self.data, subset, Architecture(cut), method, self.profile.recipe, signals, seed, split)
 
 
@@ -241,6 +249,46 @@ def recipes(plan: Plan) -> list[Planned]:
         for seed in range(2)
         for cut in plan.profile.compared_cuts
         for recipe in (own, paper)
+    ]
+
+
+# Distillation with the logits of other images pulls, on average over the order, as one target for all images does: the
+# gradient of T^2 KL(p || softmax(z / T)) is T (softmax(z / T) - p), linear in p, and the mean p of a teacher of balanced
+# classes is nearly uniform. So KD's own alpha and T with uniform logits have permuted KD's strength at every z, and
+# what is left between the two arms is that each image keeps its own wrong target. Label smoothing is the case T = 1. For
+# small z both gradients are (z - mean z) / K whatever T is, so alpha is the same; for large z that of T = 2.5 is up to
+# 2.5 times larger, and for ten classes and alpha = 0.01 the loss is least at a margin of 6.5 over the other logits
+# instead of 6.9, where label smoothing of strength 0.014 would have it.
+LABEL_SMOOTHING = Method(alpha=ARMS["KD"].alpha, temperature=1.0)
+
+_STUDENT = ("Student", "")
+_COMPARED = ("KD", "IG", "KD+IG", "KD+IG+AT")
+_IN_PLACE_OF_IG = (*MAP_CONTROLS, *ATTRIBUTIONS)
+#: What the controls are compared for, declared before they are run: question, (arm, variant), its reference.
+CONTRASTS = (
+    *(("gain as described", (name, "described"), _STUDENT) for name in _COMPARED),
+    *(("gain as released", (name, "released"), _STUDENT) for name in _COMPARED),
+    ("gain without a map", ("IG", "dimming"), _STUDENT),
+    *(("content of the map", ("IG", variant), ("IG", "described")) for variant in _IN_PLACE_OF_IG),
+    ("gain of permuted logits", ("KD", "permuted"), _STUDENT),
+    ("alignment of the logits", ("KD", "permuted"), ("KD", "described")),
+    ("crop of the logits", ("KD", "released"), ("KD", "permuted")),
+    ("permuted logits against uniform ones", ("KD", "permuted"), ("KD", "uniform")),
+    ("gain of label smoothing", ("Label smoothing", "uniform"), _STUDENT),
+)
+
+
+def controls(plan: Plan) -> list[Planned]:
+    """The arms of `CONTRASTS`, see `igkd.variants.VARIANTS`; all arms of one seed before the next seed."""
+    compared = [(*_STUDENT, ARMS["Student"])]
+    compared += [(name, variant, ARMS[name]) for variant in ("described", "released") for name in _COMPARED]
+    compared += [("IG", variant, ARMS["IG"]) for variant in _IN_PLACE_OF_IG]
+    compared += [("KD", variant, ARMS["KD"]) for variant in ("permuted", "uniform")]
+    compared += [("Label smoothing", "uniform", LABEL_SMOOTHING)]
+    return [
+        Planned("controls", {"arm": name, "variant": variant, "seed": seed}, plan.student(m, seed, variant=variant))
+        for seed in range(plan.profile.num_controls)
+        for name, variant, m in compared
     ]
 
 

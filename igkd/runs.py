@@ -9,13 +9,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from igkd.errors import InputError
 from igkd.images import Subset
 from igkd.methods import Method, Recipe
 from igkd.models import Architecture, weights_metadata
+from igkd.variants import VARIANTS
 
 #: Raised whenever a change of the code changes the results of a training; part of every key.
 TRAINING_VERSION = 1
+
+# Streams of random numbers: one for each purpose, so that switching one ingredient on does not move another's.
+WEIGHTS, ORDER, AUGMENTATION, DROPOUT, SIGNALS = range(5)
+
+
+def stream(seed: int, purpose: int, part: int = 0) -> torch.Generator:
+    """The random numbers of one purpose in one part of a run: an epoch, or for `SIGNALS` a kind of signal."""
+    spread = np.random.SeedSequence([seed, purpose, part]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(spread >> 1))
 
 
 @dataclass(frozen=True)
@@ -26,10 +39,14 @@ class SignalSpec:
     ----------
     teacher : str
         Key of the teacher's run.
-    variant : {"described"}
-        ``described``: each image gets its own signals, moved with it.
+    variant : str
+        What becomes of the signals, see `igkd.variants.VARIANTS`: ``described`` (each image gets its own, moved with
+        it), ``released`` (as the released code has them) or ``permuted`` (of other images, else as described); a
+        control of the map alone, ``same_class``, ``other_image``, ``pixels_shuffled``, ``phase_scrambled``, ``noise``,
+        ``luminance``, ``edges`` or ``dimming``; another attribution in place of IG, ``saliency``, ``smoothgrad`` or
+        ``gradcam``; or ``uniform`` (a teacher that knows nothing).
     n_steps : int
-        Integration steps of the IG maps.
+        Integration steps of the IG maps; noisy copies of ``smoothgrad``, so that it costs as much.
     baseline : str
         See `igkd.attribution.make_baseline`.
     """
@@ -40,8 +57,8 @@ class SignalSpec:
     baseline: str = "mean"
 
     def __post_init__(self):
-        if self.variant != "described":
-            raise InputError(f"no variant {self.variant!r} of the signals; choose described")
+        if self.variant not in VARIANTS:
+            raise InputError(f"no variant {self.variant!r} of the signals; choose one of: {', '.join(VARIANTS)}")
 
 
 @dataclass(frozen=True)
@@ -60,7 +77,7 @@ class Run:
     signals : SignalSpec or None
         None if the method uses no teacher.
     seed : int
-        Of initial weights, order, crops and overlays; arms with the same seed share all of them.
+        Of initial weights, order, crops, overlays and whose signals are taken; arms with the same seed share all of them.
     split : {"test", "validation"}
         On which images the final accuracy is measured.
 

@@ -2,13 +2,14 @@
 
 Signals are computed once, on unaugmented images, and kept in files that carry the fingerprint of the images, the
 digest of the teacher's weights and a checksum. The test that makes them trustworthy is `check_alignment`: read back
-by data-set index, the cached logits must name the labels as often as the teacher does.
+by data-set index, the cached logits must name the labels as often as the teacher does. Only then is made of them what
+the run's variant asks for (`igkd.variants`).
 """
 
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from igkd.attribution import integrated_gradients, make_baseline, saliency_map
+from igkd.attribution import (
+    MAX_BATCH_SIZE,
+    grad_cam,
+    integrated_gradients,
+    make_baseline,
+    saliency,
+    saliency_map,
+    smoothgrad,
+)
+from igkd.augment import crop_mirror, draw, pad
 from igkd.device import Compute
 from igkd.errors import InputError
 from igkd.images import ImageSet
 from igkd.losses import attention_map
 from igkd.models import MobileNetV2, state_digest
-from igkd.runs import Run, SignalSpec, write_atomically
+from igkd.runs import SIGNALS, Run, SignalSpec, stream, write_atomically
+from igkd.variants import ATTRIBUTIONS, KINDS, vary
 
 IMAGES_AT_ONCE = 256
 
@@ -50,7 +61,7 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Signals:
-    """Teacher signals of all N training images, in data-set order; None where the method needs none.
+    """Teacher signals for all N training images, in data-set order; None where the method needs none.
 
     Attributes
     ----------
@@ -93,41 +104,58 @@ def load_signals(
     log : callable
         Gets one line when maps are computed, or when a file is found damaged.
     progress : callable
-        Gets the number of IG maps done and their total.
+        Gets the number of maps done and their total.
 
     Raises
     ------
     InputError
-        If the logits do not fit the labels (see `check_alignment`).
+        If the logits of the images do not fit the labels (see `check_alignment`), whatever the variant.
     """
     spec, method = run.signals, run.method
-    logits = _cached(
-        folder,
-        images,
-        teacher,
-        {"kind": "logits"},
-        log,
-        lambda: _forward(teacher.model, images.train_images, compute, lambda logits, _: logits),
-    )
-    check_alignment(logits, images.train_labels, teacher.accuracy)
-    attention = maps = None
+
+    def shown(kind: str) -> ImageSet:
+        """The images that the teacher sees: their fingerprint tells the files of the signals apart."""
+        return _augmented_once(images, kind, run.recipe.padding) if spec.variant == "released" else images
+
+    def varied(kind: str, signal: Tensor) -> Tensor:
+        generator = stream(run.seed, SIGNALS, KINDS.index(kind))
+        return vary(spec.variant, kind, signal, images.train_images, images.train_labels, generator)
+
+    def logits_of(of: ImageSet) -> Tensor:
+        return _cached(
+            folder,
+            of,
+            teacher,
+            {"kind": "logits"},
+            log,
+            lambda: _forward(teacher.model, of.train_images, compute, lambda logits, _: logits),
+        )
+
+    own = logits_of(images)
+    check_alignment(own, images.train_labels, teacher.accuracy)
+    logits = attention = maps = None
+    if method.alpha:
+        of = shown("logits")
+        logits = varied("logits", own if of is images else logits_of(of))
     if method.gamma:
+        of = shown("attention")
         attention = _cached(
             folder,
-            images,
+            of,
             teacher,
             {"kind": "attention", "tap": tap},
             log,
             lambda: _forward(
-                teacher.model, images.train_images, compute, lambda _, activation: attention_map(activation).half(), tap
+                teacher.model, of.train_images, compute, lambda _, activation: attention_map(activation).half(), tap
             ),
         )
+        attention = varied("attention", attention)
     if method.overlay_prob:
-        maps = ig_maps(images, teacher, spec, folder, compute, log, progress)
-    return Signals(logits if method.alpha else None, attention, maps)
+        maps = varied("maps", attribution_maps(shown("maps"), teacher, spec, folder, compute, log, progress))
+    return Signals(logits, attention, maps)
 
 
-def ig_maps(
+def attribution_maps(
     images: ImageSet,
     teacher: Teacher,
     spec: SignalSpec,
@@ -136,28 +164,43 @@ def ig_maps(
     log: Callable[[str], None] = print,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
-    """IG maps (N, H, W) float16 of all training images for their labels, read from `folder` or computed.
+    """Maps (N, H, W) float16 of all training images for their labels, read from `folder` or computed.
 
-    They are computed in the precision of `compute`; `progress` gets the number of images done and N.
+    They are of integrated gradients unless the variant of `spec` names another attribution, and computed in the
+    precision of `compute`; `progress` gets the number of images done and N.
     """
-    settings = {"kind": "ig", "n_steps": spec.n_steps, "baseline": spec.baseline}
+    kind = spec.variant if spec.variant in ATTRIBUTIONS else "ig"
+    settings = {"kind": kind}
+    if kind == "ig":
+        settings |= {"n_steps": spec.n_steps, "baseline": spec.baseline}
+    elif kind == "smoothgrad":
+        settings |= {"n_samples": spec.n_steps}
+
+    def attribute(model: MobileNetV2, x: Tensor, labels: Tensor, first: int) -> Tensor:
+        if kind == "saliency":
+            return saliency(model, x, labels)
+        if kind == "smoothgrad":
+            return smoothgrad(model, x, labels, n_samples=spec.n_steps, seed=first)
+        if kind == "gradcam":
+            return grad_cam(model, model.features[-1], x, labels)
+        baseline = make_baseline(spec.baseline, x, model)
+        return saliency_map(
+            integrated_gradients(model, x, labels, n_steps=spec.n_steps, baseline=baseline).attributions
+        )
 
     def compute_maps() -> Tensor:
-        log(f"computing the IG maps of {len(images.train_labels):,} images with {spec.n_steps} steps")
+        name = f"IG maps of {len(images.train_labels):,} images with {spec.n_steps} steps"
+        log(f"computing the {name if kind == 'ig' else f'{kind} maps of {len(images.train_labels):,} images'}")
         model = compute.prepare(teacher.model)
         labels = torch.from_numpy(images.train_labels)
         maps = []
-        for rows in torch.arange(len(labels)).split(IMAGES_AT_ONCE):
+        # IG makes its own batches of the points on all paths.
+        at_once = IMAGES_AT_ONCE if kind == "ig" else MAX_BATCH_SIZE.get(compute.device, IMAGES_AT_ONCE)
+        for rows in torch.arange(len(labels)).split(at_once):
             x = as_input(images.train_images[rows.numpy()], compute.device)
             with compute.autocast():
-                result = integrated_gradients(
-                    model,
-                    x,
-                    labels[rows].to(compute.device),
-                    n_steps=spec.n_steps,
-                    baseline=make_baseline(spec.baseline, x, model),
-                )
-            maps.append(saliency_map(result.attributions).half().cpu())
+                attributed = attribute(model, x, labels[rows].to(compute.device), int(rows[0]))
+            maps.append(attributed.half().cpu())
             progress(int(rows[-1]) + 1, len(labels))
         return torch.cat(maps)
 
@@ -186,6 +229,14 @@ def attention_maps(model: MobileNetV2, images: np.ndarray, tap: int, compute: Co
         return attention_map(activation).unflatten(1, activation.shape[2:])
 
     return _forward(model, images, compute, keep, tap)
+
+
+def _augmented_once(images: ImageSet, kind: str, padding: int) -> ImageSet:
+    """The training images under one random crop and mirror, for all runs the same, another for each kind of signal."""
+    n = len(images.train_labels)
+    drawn = draw(n, stream(0, SIGNALS, len(KINDS) + KINDS.index(kind)), padding=padding, mirror=images.flip)
+    padded = pad(torch.from_numpy(images.train_images), padding)
+    return replace(images, train_images=crop_mirror(padded, torch.arange(n), drawn, images.size).numpy())
 
 
 def check_alignment(logits: Tensor, labels: np.ndarray, teacher_accuracy: float) -> None:

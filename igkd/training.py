@@ -27,19 +27,11 @@ from igkd.images import ImageSet, train_indices, validation_indices
 from igkd.losses import attention_loss, attention_map, distillation_loss
 from igkd.methods import Recipe
 from igkd.models import MobileNetV2, attention_tap, pack_weights, state_digest
-from igkd.runs import Record, Run, Store, write_atomically
+from igkd.runs import AUGMENTATION, DROPOUT, ORDER, WEIGHTS, Record, Run, Store, stream, write_atomically
 from igkd.signals import Signals, as_input
 
-# Streams of random numbers: one for each purpose, so that switching one ingredient on does not move another's.
-WEIGHTS, ORDER, AUGMENTATION, DROPOUT = range(4)
 CHECKPOINT_EVERY_SECONDS = 20
 EVALUATION_BATCH = 128
-
-
-def stream(seed: int, purpose: int, epoch: int = 0) -> torch.Generator:
-    """The random numbers of one purpose in one epoch of a run."""
-    spread = np.random.SeedSequence([seed, purpose, epoch]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(spread >> 1))
 
 
 def train(
@@ -218,6 +210,8 @@ class _Loop:
         self.labels = torch.from_numpy(images.train_labels).to(device)
         self.signals = signals.to(device)
         self.maps = None if signals.maps is None else pad(self.signals.maps, padding)
+        # The released code crops and mirrors the image alone.
+        self.moves_signals = run.signals is not None and run.signals.variant != "released"
         self.tap = attention_tap(run.architecture.blocks_removed) if run.method.gamma else None
 
     def epoch(self, stepped: nn.Module, model: nn.Module, optimizer, scheduler, epoch: int) -> dict:
@@ -261,9 +255,11 @@ class _Loop:
     def step(self, model: nn.Module, rows: Tensor, drawn) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The loss and its terms for one batch, and the terms weighted as in the loss."""
         method = self.run.method
+        padding = self.run.recipe.padding
+        moved = drawn if self.moves_signals else drawn.centred(padding)
         x = crop_mirror(self.images, rows, drawn, self.size).permute(0, 3, 1, 2).float() / 255
         if method.overlay_prob:
-            maps = crop_mirror(self.maps, rows, drawn, self.size).float()
+            maps = crop_mirror(self.maps, rows, moved, self.size).float()
             x = overlay(x, maps, drawn, method.overlay_weight)
         with self.compute.autocast():
             output = model(x, self.tap)
@@ -275,7 +271,7 @@ class _Loop:
             terms["distillation"] = distillation_loss(logits, self.signals.logits[rows], method.temperature)
             weighted["distillation"] = method.alpha * terms["distillation"]
         if method.gamma:
-            target = move_attention(self.signals.attention, rows, drawn, self.run.recipe.padding, self.size)
+            target = move_attention(self.signals.attention, rows, moved, padding, self.size)
             terms["attention"] = attention_loss(attention_map(activation.float()), target)
             weighted["attention"] = method.gamma * terms["attention"]
         accuracy = (logits.argmax(1) == labels).float().mean()

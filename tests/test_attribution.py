@@ -5,12 +5,24 @@ import re
 import numpy as np
 import pytest
 import scipy.integrate
+import scipy.ndimage
+import scipy.stats
 import torch
 from captum.attr import IntegratedGradients
 from captum.attr._utils.approximation_methods import approximation_parameters
 from torch import nn
 
-from igkd.attribution import METHODS, integrated_gradients, make_baseline, quadrature, saliency_map
+from igkd.attribution import (
+    METHODS,
+    SMOOTHGRAD_NOISE,
+    grad_cam,
+    integrated_gradients,
+    make_baseline,
+    quadrature,
+    saliency,
+    saliency_map,
+    smoothgrad,
+)
 from igkd.errors import InputError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -446,3 +458,66 @@ def test_bad_baselines_are_told_in_one_line(images):
         make_baseline("white", images, SmallNet())
     with pytest.raises(InputError, match="needs a model with a buffer `mean`"):
         make_baseline("mean", images, nn.Flatten())
+
+
+def symmetric(n):
+    matrices = draw(NUM_CLASSES, n, n, seed=5) - 0.5
+    return matrices + matrices.transpose(1, 2)
+
+
+def test_saliency_is_the_absolute_gradient_in_closed_form(images, labels):
+    matrices = symmetric(3 * 8 * 8)
+    # x^T A x has the gradient 2 A x
+    gradient = 2 * torch.einsum("bij,bj->bi", matrices[labels], images.flatten(1)).view_as(images)
+    torch.testing.assert_close(saliency(Quadratic(matrices), images, labels), gradient.abs().sum(1))
+
+
+def test_smoothgrad_averages_the_gradient_over_noise_of_its_deviation(images, labels):
+    # With A the identity the mean of the gradient 2 (x + e) over n copies is 2 x + 2 (mean of e). Far from 0, so that no
+    # absolute value is taken of anything negative, one channel shows e itself.
+    matrices = torch.eye(64, dtype=torch.float64).expand(NUM_CLASSES, 64, 64)
+    x = 10 + images[:, :1]
+    for n_samples in (1, 4, 25):
+        found = smoothgrad(Quadratic(matrices), x, labels, n_samples=n_samples, seed=0)
+        noise = (found - 2 * x[:, 0]) / 2
+        scaled = (noise * n_samples**0.5 / SMOOTHGRAD_NOISE).flatten().numpy()
+        assert scipy.stats.kstest(scaled, "norm").pvalue > 1e-3
+
+
+def test_smoothgrad_is_its_seeds_and_leaves_the_global_generator(images, labels):
+    model = SmallNet()
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    maps = [smoothgrad(model, images, labels, n_samples=3, seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(maps[0], maps[1]) and not torch.equal(maps[0], maps[2])
+    assert maps[0].shape == (NUM_IMAGES, 8, 8) and (maps[0] >= 0).all()
+
+
+def test_grad_cam_before_an_average_and_a_linear_layer_is_the_class_activation_map(images, labels):
+    # Zhou et al. 2016: there the mean gradient of a channel is its weight for the class over the number of cells.
+    class Averaging(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+            self.classifier = nn.Linear(6, NUM_CLASSES)
+
+        def forward(self, x):
+            return self.classifier(self.features(x).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = Averaging().eval()
+    x = images.float()
+    maps = grad_cam(model, model.features, x, labels)
+    with torch.no_grad():
+        cells = torch.einsum("bc,bchw->bhw", model.classifier.weight[labels], model.features(x)).clamp_min(0) / 16
+    expected = np.stack([zoomed_bilinearly(cell.numpy()) for cell in cells])
+    assert cells.any() and maps.shape == (NUM_IMAGES, 8, 8)
+    np.testing.assert_allclose(maps.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def zoomed_bilinearly(cell):
+    """4x4 to 8x8: the value at a pixel's centre, of cells that repeat beyond the border."""
+    at = (np.arange(8) + 0.5) / 2 - 0.5
+    return scipy.ndimage.map_coordinates(cell, np.meshgrid(at, at, indexing="ij"), order=1, mode="nearest")

@@ -195,3 +195,16 @@ def test_attention_of_images_that_are_not_square():
     cells = torch.arange(1.0, 9).view(2, 4)
     moved = move_attention(unit(cells), torch.tensor([0]), placed(4, 4, mirror=True), 4, (8, 16))
     torch.testing.assert_close(moved, unit(cells.flip(1)))
+
+
+@few
+@given(seed=seeds, padding=st.integers(0, 5))
+def test_a_centred_draw_moves_nothing_and_overlays_the_same(seed, padding):
+    maps = torch.rand(8, SIZE, SIZE, generator=generator(seed))
+    drawn = draw(8, generator(seed), padding=padding, mirror=True, overlay_prob=0.5)
+    centred = drawn.centred(padding)
+    assert torch.equal(move(maps, centred, padding), maps)
+    attention = torch.nn.functional.normalize(maps[:, ::2, ::2].flatten(1))
+    still = move_attention(attention, torch.arange(8), centred, padding, (SIZE, SIZE))
+    torch.testing.assert_close(still, attention)
+    assert torch.equal(centred.overlay, drawn.overlay) and torch.equal(centred.exponent, drawn.exponent)

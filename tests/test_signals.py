@@ -9,7 +9,7 @@ from igkd.errors import InputError
 from igkd.losses import attention_map
 from igkd.methods import Method
 from igkd.runs import SignalSpec
-from igkd.signals import as_input, attention_maps, check_alignment, ig_maps, load_signals
+from igkd.signals import as_input, attention_maps, attribution_maps, check_alignment, load_signals
 from small import ALL, COMPUTE, small_images, small_run, small_teacher
 
 IMAGES = small_images()
@@ -73,7 +73,7 @@ def test_maps_are_captums_on_the_same_teacher(tmp_path):
 
 def test_steps_and_baseline_are_those_asked_for(tmp_path):
     maps = {
-        spec: ig_maps(IMAGES, TEACHER, spec, tmp_path, COMPUTE, lambda line: None)
+        spec: attribution_maps(IMAGES, TEACHER, spec, tmp_path, COMPUTE, lambda line: None)
         for spec in (SPEC, replace(SPEC, baseline="black"), replace(SPEC, n_steps=1))
     }
     x = as_input(IMAGES.train_images).contiguous()

@@ -148,6 +148,25 @@ def test_the_map_of_an_image_is_moved_with_it(tmp_path):
     assert overlaid.outcome == plain.outcome
 
 
+@pytest.mark.parametrize(
+    "ingredient, moves", [(Method(overlay_prob=0.5), True), (Method(gamma=5.0), True), (Method(alpha=0.5), False)]
+)
+def test_signals_as_released_are_not_moved_with_the_image(ingredient, moves, tmp_path):
+    def outcome(variant, recipe, flip):
+        images = replace(IMAGES, flip=flip)
+        run = small_run(images, ingredient, recipe)
+        run = replace(run, signals=replace(run.signals, variant=variant))
+        return trained(run, tmp_path / f"{variant} {flip}", images=images).outcome["history"]
+
+    # The same signals under both names: where images are neither cropped nor mirrored there is no difference.
+    variants = ("described", "permuted", "released")
+    still = [outcome(variant, replace(RECIPE, padding=0), False) for variant in variants]
+    assert still[0] == still[1] and still[0][0]["loss"] == pytest.approx(still[2][0]["loss"], rel=1e-4)
+    described, permuted, released = (outcome(variant, RECIPE, True) for variant in variants)
+    assert described == permuted
+    assert (described != released) == moves
+
+
 class Stop(Exception):
     """Ends a training from outside."""
 

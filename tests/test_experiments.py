@@ -1,0 +1,96 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import brentq
+from torch.nn import functional as F
+
+from igkd.engine import describe
+from igkd.experiments import CONTRASTS, LABEL_SMOOTHING, PROFILES, Plan, arms, controls
+from igkd.losses import distillation_loss
+from igkd.methods import ARMS
+from igkd.variants import VARIANTS
+
+
+def plan(name):
+    return Plan(PROFILES[name], "0123456789abcdef", "fedcba9876543210")
+
+
+def arm(item):
+    return item.labels["arm"], item.labels["variant"]
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_controls_share_their_seeds_and_all_but_method_and_signals(name):
+    items = controls(plan(name))
+    rounds = [[item for item in items if item.labels["seed"] == seed] for seed in range(PROFILES[name].num_controls)]
+    assert rounds and [item for planned in rounds for item in planned] == items  # a round is finished before the next
+    student = plan(name).student(ARMS["Student"], 0)
+    for seed, planned in enumerate(rounds):
+        assert [arm(item) for item in planned] == [arm(item) for item in rounds[0]]
+        assert len({item.run.key for item in planned}) == len(planned)
+        for item in planned:
+            assert replace(item.run, method=student.method, signals=None) == replace(student, seed=seed)
+            if item.labels["arm"] != "Student":
+                assert item.run.signals.variant == item.labels["variant"] and item.labels["variant"] in describe(item)
+                assert item.run.signals.teacher == plan(name).teacher_key
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_contrast_has_both_arms_and_no_arm_is_trained_for_nothing(name):
+    declared = {arm(item): item.run for item in controls(plan(name)) if item.run.seed == 0}
+    compared = {which for _, treated, reference in CONTRASTS for which in (treated, reference)}
+    assert compared == set(declared)
+    assert {variant for _, variant in declared} == {"", *VARIANTS}
+    pairs = [(treated, reference) for _, treated, reference in CONTRASTS]
+    assert len(set(pairs)) == len(pairs) and not [pair for pair in pairs if pair[::-1] in pairs]
+    for treated, reference in pairs:
+        # Either the student without anything, or the same arm with other signals.
+        assert reference == ("Student", "") or declared[treated].method == declared[reference].method
+
+
+def test_controls_with_described_signals_are_the_runs_of_the_arms():
+    described = {item.run.key for item in controls(plan("laptop")) if item.labels["variant"] in ("", "described")}
+    assert {item.run.key for item in arms(plan("laptop"))} <= described
+
+
+def test_permuted_logits_pull_on_average_as_uniform_ones_do():
+    # Each of ten classes is as often the teacher's first: over all orders the mean target is uniform.
+    K, temperature = 10, ARMS["KD"].temperature
+    teacher = 6 * F.one_hot(torch.arange(K), K).double()
+    logits = 4 * torch.randn(1, K, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits.requires_grad_()
+    each = [torch.autograd.grad(distillation_loss(logits, target[None], temperature), logits)[0] for target in teacher]
+    uniform = distillation_loss(logits, torch.zeros(1, K), temperature)
+    torch.testing.assert_close(torch.stack(each).mean(0), torch.autograd.grad(uniform, logits)[0])
+
+
+def test_strength_of_label_smoothing_is_as_said():
+    K, alpha, T = 10, ARMS["KD"].alpha, ARMS["KD"].temperature
+    assert LABEL_SMOOTHING.alpha == alpha and LABEL_SMOOTHING.temperature == 1
+
+    def gradient(scale, temperature):
+        logits = scale * torch.randn(500, K, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        logits.requires_grad_()
+        (found,) = torch.autograd.grad(distillation_loss(logits, torch.zeros_like(logits), temperature), logits)
+        linear = (logits - logits.mean(1, keepdim=True)).detach() / K
+        return float(found.norm()), float((500 * found - linear).abs().max())
+
+    small, large = ([gradient(scale, temperature) for temperature in (1.0, T)] for scale in (1e-3, 1e3))
+    assert all(error < 1e-6 for _, error in small) and small[0][0] == pytest.approx(small[1][0], rel=1e-3)
+    assert large[1][0] / large[0][0] == pytest.approx(T, rel=0.05)
+
+    def share(margin, temperature):
+        """Probability of the label if its logit is `margin` above all others."""
+        return 1 / (1 + (K - 1) * np.exp(-margin / temperature))
+
+    def slope(margin, alpha, temperature):
+        """Of the loss at that margin, in the label's logit."""
+        return alpha * temperature * (share(margin, temperature) - 1 / K) - (1 - alpha) * (1 - share(margin, 1))
+
+    def margin(alpha, temperature):
+        return brentq(slope, 0, 50, args=(alpha, temperature))
+
+    assert margin(alpha, T) == pytest.approx(6.5, abs=0.05) and margin(alpha, 1) == pytest.approx(6.9, abs=0.05)
+    assert margin(0.014, 1) == pytest.approx(margin(alpha, T), abs=0.02)
