@@ -84,10 +84,10 @@ PROFILES = {
         Profile(
             "laptop",
             "cifar10",
-            (4000, 10_000),
+            (2000, 10_000),
             teacher=None,
             blocks_removed=17,
-            recipe=replace(RECIPES["fast"], num_epochs=10, batch_size=32),
+            recipe=replace(RECIPES["fast"], batch_size=32),
             n_steps=8,
             num_seeds=10,
             alphas=(0.01, 0.5, 0.9),
