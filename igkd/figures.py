@@ -51,6 +51,7 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame | None) -> list[P
     -------
     list of Path
     """
+    keys = "" if table is None else " ".join(dict.fromkeys(table.key))
     if table is None:
         stamp = "published values only (igkd.published)"
     else:
@@ -65,7 +66,8 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame | None) -> list[P
     study.figures.mkdir(parents=True, exist_ok=True)
     paths = [study.figures / f"{name}.{ending}" for ending in ("png", "pdf")]
     # No dates in the files: the same records give the same bytes.
-    figure.savefig(paths[0], bbox_inches="tight", metadata={"Description": stamp, "Software": "igkd"})
+    text = {"Description": stamp, "Records": keys, "Software": "igkd"}
+    figure.savefig(paths[0], bbox_inches="tight", metadata=text)
     figure.savefig(paths[1], bbox_inches="tight", metadata={"Subject": stamp, "Creator": "igkd", "CreationDate": None})
     return paths
 
