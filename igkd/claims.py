@@ -11,7 +11,7 @@ A claim is examined on records alone; nothing is trained here. The rule for a cl
 
 import html
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
 import pandas as pd
@@ -71,6 +71,8 @@ class Finding:
         What the verdict rests on; for an inconclusive one what would settle it.
     digest : str
         Of the records; empty without.
+    released : Finding or None
+        The same criterion on runs with the signals as the released code has them; None where there are no such runs.
     """
 
     claim: Claim
@@ -84,6 +86,7 @@ class Finding:
     verdict: str
     why: str
     digest: str = ""
+    released: "Finding | None" = None
 
     def __str__(self) -> str:
         if self.estimate is None:
@@ -100,9 +103,7 @@ def judge_gain(low: float, high: float, relevant: float) -> str:
     return REPRODUCED if low > 0 else INCONCLUSIVE
 
 
-def gain(
-    claim: Claim, stated: str, study: Study, declared: list, arm: str, reference: str, relevant: float
-) -> Finding:
+def gain(claim: Claim, stated: str, study: Study, declared: list, arm: str, reference: str, relevant: float) -> Finding:
     """Examine a claim that one arm is ahead of another.
 
     Parameters
@@ -156,6 +157,16 @@ def gain(
     )
 
 
+def with_released(
+    claim: Claim, stated: str, study: Study, declared: list, arm: str, reference: str, relevant: float
+) -> Finding:
+    """`gain` for the signals as described, and beside it for those as released, from the controls; parameters alike."""
+    released = [item for item in experiments.controls(study.plan) if item.labels["variant"] in ("", "released")]
+    finding = gain(claim, stated, study, declared, arm, reference, relevant)
+    controls = replace(claim, notebook="08")
+    return replace(finding, released=gain(controls, stated, study, released, arm, reference, relevant))
+
+
 def _headline(quantity: str) -> float:
     table = published.headline().query("version == '2506.14440'").set_index("quantity")
     return float(table.value[quantity])
@@ -175,7 +186,7 @@ def _c1(study: Study) -> Finding:
         f"{claimed:+.2f} points (best of 10 against best of 10); means: "
         f"{100 * (runs['KD+IG'] - runs['Student']):+.2f} points"
     )
-    return gain(claim, stated, study, experiments.arms(study.plan), "KD+IG", "Student", claimed / 200)
+    return with_released(claim, stated, study, experiments.arms(study.plan), "KD+IG", "Student", claimed / 200)
 
 
 def _c2(study: Study) -> Finding:
@@ -204,7 +215,7 @@ def _c3(study: Study) -> Finding:
     )
     runs = published.ablation_runs().groupby("arm").accuracy.mean()
     stated = f"no size stated; means of the published runs: {100 * (runs['KD+IG+AT'] - runs['KD+IG']):+.2f} points"
-    return gain(claim, stated, study, experiments.factorial(study.plan), "KD+IG+AT", "KD+IG", smallest)
+    return with_released(claim, stated, study, experiments.factorial(study.plan), "KD+IG+AT", "KD+IG", smallest)
 
 
 def _c4(study: Study) -> Finding:
@@ -282,6 +293,8 @@ def as_table(findings: list[Finding]) -> pd.DataFrame:
                 "data": each.data or "–",
                 "verdict": each.verdict,
                 "because": each.why,
+                "as released": each.released.verdict if each.released else "–",
+                "as released, here": f"{each.released}, n = {each.released.n}" if each.released else "–",
                 "see": each.claim.notebook,
                 "records": each.digest or "–",
             }
@@ -361,7 +374,9 @@ def to_html(parts: list[tuple[str, str, pd.DataFrame]]) -> str:
         body.append(f"<h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p><table><tr>{head}</tr>")
         for row in table.astype(str).to_numpy().tolist():
             cells = (
-                f'<td class="{cell.replace(" ", "-")}">{cell}</td>' if cell in marked else f"<td>{html.escape(cell)}</td>"
+                f'<td class="{cell.replace(" ", "-")}">{cell}</td>'
+                if cell in marked
+                else f"<td>{html.escape(cell)}</td>"
                 for cell in row
             )
             body.append(f"<tr>{''.join(cells)}</tr>")
@@ -380,7 +395,11 @@ def write_ledger(study: Study) -> list[Finding]:
     list of Finding
     """
     findings = ledger(study)
-    parts = sections(findings, f"Profile {study.profile.name}, arms as described in the paper, verdicts by code.")
+    parts = sections(
+        findings,
+        f"Profile {study.profile.name}, verdicts by code. The columns up to the verdict are of arms as described in the "
+        "paper; those of the released columns get their signals as the released code has them (notebook 08).",
+    )
     study.figures.mkdir(parents=True, exist_ok=True)
     (study.figures / "ledger.md").write_text(to_markdown(parts), encoding="utf-8")
     (study.figures / "ledger.html").write_text(to_html(parts), encoding="utf-8")

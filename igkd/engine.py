@@ -192,13 +192,14 @@ class Study:
             self._map_progress,
         )
 
-    def signals(self, run: Run) -> Signals:
-        """What a run learns from besides the labels, read from disk or computed."""
+    def signals(self, run: Run, images: ImageSet | None = None) -> Signals:
+        """What a run learns from besides the labels, read from disk or computed; or what it would, from other images."""
         if run.signals is None:
             return Signals()
         tap = attention_tap(run.architecture.blocks_removed) if run.method.gamma else None
         folder = self.store.scratch / "signals"
-        return load_signals(run, self.images, self.teacher(), tap, folder, self.compute, self.log, self._map_progress)
+        images = self.images if images is None else images
+        return load_signals(run, images, self.teacher(), tap, folder, self.compute, self.log, self._map_progress)
 
     def train(self, run: Run, log: Callable[[str], None] = lambda line: None) -> Record:
         """Train one run now, whether or not it is recorded; the record is returned, not kept."""

@@ -10,7 +10,7 @@ from igkd.images import Subset
 from igkd.methods import ARMS, RECIPES, Method, Recipe, method
 from igkd.models import Architecture
 from igkd.runs import Run, SignalSpec
-from igkd.variants import ATTRIBUTIONS, MAP_CONTROLS
+from igkd.variants import ATTRIBUTIONS, MAP_CONTROLS, VARIANTS
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Profile:
         Grid of the search on the validation split.
     num_controls : int
         Seeds of the controls.
+    control_variants : tuple of str
+        Variants of the signals among the controls.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Profile:
     num_subsets: int
     compared_cuts: tuple[int, ...]
     num_controls: int
+    control_variants: tuple[str, ...] = tuple(VARIANTS)
 
     @property
     def full_size(self) -> bool:
@@ -80,6 +83,7 @@ PROFILES = {
             num_subsets=4,
             compared_cuts=(17,),
             num_controls=1,
+            control_variants=("described", "released", "permuted", "other_image", "noise", "dimming"),
         ),
         Profile(
             "laptop",
@@ -279,7 +283,7 @@ CONTRASTS = (
 
 
 def controls(plan: Plan) -> list[Planned]:
-    """The arms of `CONTRASTS`, see `igkd.variants.VARIANTS`; all arms of one seed before the next seed."""
+    """The arms of `contrasts`, see `igkd.variants.VARIANTS`; all arms of one seed before the next seed."""
     compared = [(*_STUDENT, ARMS["Student"])]
     compared += [(name, variant, ARMS[name]) for variant in ("described", "released") for name in _COMPARED]
     compared += [("IG", variant, ARMS["IG"]) for variant in _IN_PLACE_OF_IG]
@@ -289,7 +293,14 @@ def controls(plan: Plan) -> list[Planned]:
         Planned("controls", {"arm": name, "variant": variant, "seed": seed}, plan.student(m, seed, variant=variant))
         for seed in range(plan.profile.num_controls)
         for name, variant, m in compared
+        if variant in ("", *plan.profile.control_variants)
     ]
+
+
+def contrasts(plan: Plan) -> list[tuple[str, tuple[str, str], tuple[str, str]]]:
+    """Those of `CONTRASTS` whose arms the profile trains: the family over which p-values are corrected."""
+    trained = {(item.labels["arm"], item.labels["variant"]) for item in controls(plan)}
+    return [each for each in CONTRASTS if {each[1], each[2]} <= trained]
 
 
 #: Which experiments each notebook declares; an empty one needs the teacher alone.
@@ -300,6 +311,7 @@ NOTEBOOKS = {
     "03": (arms, search, recipes),
     "04": (factorial, attention_weights),
     "05": (monte_carlo,),
+    "08": (controls,),
 }
 #: Notebooks that measure time, so that nothing runs beside them.
 TIMED = {"02"}

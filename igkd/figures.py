@@ -618,3 +618,82 @@ def published_monte_carlo(bars: pd.DataFrame, summary: pd.DataFrame, whole: pd.S
         axis.legend(fontsize=7.5, loc="upper left")
     axes[-1].set_xlabel("test accuracy (%)")
     return figure
+
+
+def fitted_losses(
+    panels: dict[str, tuple[pd.DataFrame, tuple[float, float]]], assumed: float, measured: tuple[float, float]
+) -> Figure:
+    """Expected training loss over the gap of the teacher's logits, beside a published one.
+
+    Parameters
+    ----------
+    panels : dict
+        Title -> (table with columns ``gap``, ``signals``, ``loss``; lowest and highest that the published loss leaves
+        for the part that the table is about).
+    assumed : float
+        Gap to be marked.
+    measured : (low, high)
+        Range of gaps to be marked, of our own teacher.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.5), squeeze=False)
+    colours = dict(zip(("aligned", "permuted"), sns.color_palette("colorblind")[:4:3], strict=True))
+    for axis, (title, (table, (low, high))) in zip(axes[0], panels.items(), strict=True):
+        for signals, lines in table.groupby("signals", sort=False):
+            axis.plot(lines.gap, lines.loss, color=colours[signals], label=f"expected, {signals}")
+        axis.axhspan(
+            low, high, color="0.3", alpha=0.3, lw=0, label="published log (lower edge: less\nwhat a fit leaves)"
+        )
+        axis.axvline(assumed, color="0.3", ls=":", lw=1.2, label=f"gap of {assumed:g}")
+        axis.axvspan(
+            *measured, color=sns.color_palette("colorblind")[2], alpha=0.15, lw=0, label="our teacher: middle half"
+        )
+        axis.set(title=title, xlabel="gap of the teacher's logits", ylabel="training loss (nats)", yscale="log")
+        axis.set_ylim(1e-3, 2)
+    axes[0, -1].legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return figure
+
+
+def remaining_gain(table: pd.DataFrame, published: pd.Series, title: str) -> Figure:
+    """Gain of each control over the plain student of the same seed; means with 95 % t-intervals from two pairs on.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``group``, ``label``, ``arm``, ``gain`` (a fraction), one row a pair of runs, in the order to be drawn.
+    published : Series
+        Label -> published difference of means (fraction), drawn beside.
+    title : str
+        Data and student.
+    """
+    rows = table.drop_duplicates(["group", "label"])
+    colours = dict(zip(table.group.unique(), sns.color_palette("colorblind")[:6], strict=False))
+    # A gap of one row before each group.
+    places = np.arange(len(rows)) + 0.8 * rows.group.map({group: i for i, group in enumerate(colours)}).to_numpy()
+    figure, axis = plt.subplots(figsize=(8.5, 0.9 + 0.27 * (places.max() + 1)))
+    for place, row in zip(places, rows.itertuples(), strict=True):
+        values = 100 * table.gain[(table.group == row.group) & (table.label == row.label)].to_numpy()
+        colour = colours[row.group]
+        axis.plot(values, np.full(len(values), place), "o", ms=4, alpha=0.35, color=colour)
+        low, high = t_interval(values)
+        mean = values.mean()
+        axis.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="D", ms=5, color=colour, capsize=3)
+        axis.annotate(
+            f"n = {len(values)}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5
+        )
+        if row.label in published.index:
+            axis.plot(100 * published[row.label], place, "|", ms=13, mew=2.2, color="0.15")
+    axis.plot([], [], "|", ms=11, mew=2.2, color="0.15", ls="none", label="published")
+    axis.plot([], [], "D", ms=5, color="0.5", ls="none", label="mean, 95 % interval")
+    axis.axvline(0, color="0.3", lw=1)
+    axis.set_yticks(places, rows.label)
+    for tick, group in zip(axis.get_yticklabels(), rows.group, strict=True):
+        tick.set_color(colours[group])
+    for group, colour in colours.items():
+        first = places[(rows.group == group).to_numpy()][0]
+        axis.annotate(group, (0.005, first - 0.75), xycoords=("axes fraction", "data"), va="center", fontsize=8.5,
+                      color=colour, weight="bold")  # fmt: skip
+    axis.set(title=title, xlabel="test accuracy minus Student, same seed (points)")
+    axis.set_ylim(places.max() + 0.7, -1.3)
+    axis.grid(False, axis="y")
+    axis.legend(fontsize=8, loc="lower right")
+    return figure

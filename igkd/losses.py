@@ -3,9 +3,14 @@
 Total loss of a student: ``(1 - alpha) * cross_entropy + alpha * distillation_loss + gamma * attention_loss``.
 """
 
+import numpy as np
 import torch
+from scipy.optimize import brentq
+from scipy.special import expit
 from torch import Tensor
 from torch.nn import functional as F
+
+from igkd.errors import InputError
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -98,6 +103,76 @@ def attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     Zagoruyko, Komodakis, "Paying more attention to attention", ICLR 2017, arXiv 1612.03928, equation 2.
     """
     return F.mse_loss(_at_least_float32(student_map), _at_least_float32(teacher_map))
+
+
+def fitted_loss(gap: float, alpha: float, temperature: float, *, permuted: bool, num_classes: int = 10) -> dict:
+    """Training loss of a student that fits its images, if the teacher's logits are the image's own or another's.
+
+    The teacher puts the logit of the label `gap` above all others, which are equal. If its logits are `permuted`, they
+    are those of an image of any class, each as likely, and the student cannot know which. The student takes, for
+    every image, the logits with the least expected loss; by symmetry they too have one margin, of the label over all
+    others, and the loss is convex in it.
+
+    Parameters
+    ----------
+    gap : float
+        At least 0.
+    alpha : float
+        Weight of the distillation loss, above 0 and below 1.
+    temperature : float
+    permuted : bool
+    num_classes : int
+        K.
+
+    Returns
+    -------
+    dict
+        ``margin`` of the student, ``cross_entropy``, ``distillation`` (nats, unweighted) and ``loss``, their weighted sum.
+
+    Raises
+    ------
+    InputError
+        If a parameter is out of range.
+
+    Notes
+    -----
+    With s(x) = 1 / (1 + (K - 1) exp(-x)), the probability of a class whose logit is x above all others, and target
+    probability P of the label (s(gap / T), or 1 / K on average), the margin m solves
+    ``alpha * T * (s(m / T) - P) = (1 - alpha) * (1 - s(m))``. What a real student adds, images that it gets wrong,
+    is not in it; a student that learned by heart which wrong target each image has could go below it.
+    """
+    if not (gap >= 0 and 0 < alpha < 1 and temperature > 0 and num_classes > 1):
+        raise InputError(
+            f"gap {gap}, alpha {alpha}, temperature {temperature}, {num_classes} classes; "
+            "give gap >= 0, alpha between 0 and 1, temperature > 0 and 2 classes or more"
+        )
+    others = np.log(num_classes - 1)
+
+    def miss(margin: float) -> float:
+        """Probability of all other classes together."""
+        return float(expit(others - margin))
+
+    missed = 1 - 1 / num_classes if permuted else miss(gap / temperature)
+
+    def slope(margin: float) -> float:
+        return alpha * temperature * (missed - miss(margin / temperature)) - (1 - alpha) * miss(margin)
+
+    high = gap + 1.0
+    while slope(high) < 0:
+        high *= 2
+    # At a margin of 0 the target asks for no less than 1 / K, so the slope is not positive there.
+    margin = brentq(slope, 0.0, high, xtol=1e-12)
+    labels = torch.arange(num_classes if permuted else 1)
+    teacher = gap * F.one_hot(labels, num_classes).double()
+    student = margin * F.one_hot(torch.zeros_like(labels), num_classes).double()
+    cross_entropy = float(F.cross_entropy(student, torch.zeros_like(labels)))
+    distillation = float(distillation_loss(student, teacher, temperature))
+    return {
+        "margin": margin,
+        "cross_entropy": cross_entropy,
+        "distillation": distillation,
+        "loss": (1 - alpha) * cross_entropy + alpha * distillation,
+    }
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -170,6 +170,18 @@ def checkpoints() -> pd.DataFrame:
     return _table("checkpoints")
 
 
+def training_logs() -> pd.DataFrame:
+    """The last epoch of training logs that are kept in released notebooks, at 4.12x, one run each.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``arm``, ``alpha``, ``temperature``, ``gamma``, ``train_loss`` (nats, all terms weighted) and ``train_accuracy``
+        (fraction), both means over the last of 100 epochs, ``source``.
+    """
+    return _table("training_logs")
+
+
 def headline() -> pd.DataFrame:
     """The numbers of the abstracts, with ``unit`` as printed and ``relation`` (``=`` or ``<``)."""
     return _table("headline").assign(version=_text("headline")["version"])

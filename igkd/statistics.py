@@ -607,6 +607,55 @@ def compare_pairs(
     return table
 
 
+def compare_recorded(
+    frame: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    pair_by: str,
+    value: str = "accuracy",
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """As :func:`compare_pairs`, where some of the declared runs are not recorded yet.
+
+    Parameters
+    ----------
+    frame, pairs, pair_by, value, confidence
+        As in :func:`compare_pairs`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per pair. With a single value of `pair_by` in common the difference is that of two runs, and nothing
+        is said about chance; with none, it is NaN too. p-values are corrected over all of `pairs`, tested or not.
+
+    Raises
+    ------
+    InputError
+        If an arm has two runs with the same `pair_by`.
+    """
+    _pick(frame, ["arm", value, pair_by])
+    rows = []
+    for arm, reference in pairs:
+        both = frame[frame["arm"].isin([arm, reference])]
+        if both.duplicated(["arm", pair_by]).any():
+            raise InputError(f"an arm has two runs with the same {pair_by}; pairs need one run each")
+        common = both.groupby(pair_by)["arm"].nunique() == 2
+        if common.sum() >= 2:
+            found = compare_pairs(both, [(arm, reference)], pair_by=pair_by, value=value, confidence=confidence)
+            rows.append(found.iloc[0].drop("p_holm").to_dict())
+            continue
+        single = both[both[pair_by].isin(common.index[common])]
+        n = len(single) // 2
+        a, b = (
+            single.loc[single["arm"] == name, value].to_numpy() if n else np.array([np.nan])
+            for name in (arm, reference)
+        )
+        rows.append(asdict(_undecided(a, b, True, confidence, (arm, reference))) | {"n": n, "n_reference": n})
+    table = pd.DataFrame(rows)
+    table["p_holm"] = holm(table["p"].fillna(1.0)).where(table["p"].notna())
+    return table
+
+
 def _undecided(a: np.ndarray, b: np.ndarray, paired: bool, confidence: float, names: tuple[str, str]) -> Comparison:
     unknown = dict.fromkeys(("low", "high", "statistic", "df", "p", "hedges_g", "g_low", "g_high"), np.nan)
     return Comparison(

@@ -115,3 +115,29 @@ def test_each_claim_points_to_a_section_that_exists(tmp_path):
             cells = nbformat.read(path, 4).cells
             text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
             assert finding.claim.section in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("effect", "verdict"), [(1.0, "reproduced"), (0.0, "not reproduced")])
+def test_released_signals_have_a_verdict_of_their_own(tmp_path, effect, verdict):
+    """As described the gain is large; what the controls with released signals show does not touch that verdict."""
+    study = study_with(tmp_path, 1.0, 0.2, 10)
+    unlike = {"": 0.0, "released": effect}
+    for item in experiments.controls(study.plan):
+        name, variant = item.labels["arm"], item.labels["variant"]
+        if (name, variant) == ("KD+IG", "released"):
+            noise = [-1, 1][item.labels["seed"] % 2] / 1000
+            accuracy = 0.9 + item.labels["seed"] / 1000 + unlike[variant] / 100 + noise
+            outcome = {"accuracy": accuracy, "n_train": 40_000, "n_test": 10_000}
+            study.store.add(Record(item.run, outcome, {"seconds": 1.0}), "controls")
+    finding = c1(study)
+    assert finding.verdict == "reproduced"
+    assert (finding.released.verdict, finding.released.n) == (verdict, 10)
+    assert finding.released.estimate == pytest.approx(effect)
+    row = claims.as_table(claims.ledger(study)).loc["C1"]
+    assert row["as released"] == verdict and row["as released, here"].endswith("n = 10")
+
+
+def test_claims_without_released_runs_have_a_dash(tmp_path):
+    table = claims.as_table(claims.ledger(study_with(tmp_path, 0, 1, 0)))
+    assert {claim for claim, text in table["as released"].items() if text != "–"} == {"C1", "C3"}
+    assert table.loc["C1", "as released"] == "inconclusive"  # declared, and not recorded

@@ -7,7 +7,7 @@ from scipy.optimize import brentq
 from torch.nn import functional as F
 
 from igkd.engine import describe
-from igkd.experiments import CONTRASTS, LABEL_SMOOTHING, PROFILES, Plan, arms, controls
+from igkd.experiments import CONTRASTS, LABEL_SMOOTHING, PROFILES, Plan, arms, contrasts, controls
 from igkd.losses import distillation_loss
 from igkd.methods import ARMS
 from igkd.variants import VARIANTS
@@ -40,14 +40,21 @@ def test_controls_share_their_seeds_and_all_but_method_and_signals(name):
 @pytest.mark.parametrize("name", PROFILES)
 def test_every_contrast_has_both_arms_and_no_arm_is_trained_for_nothing(name):
     declared = {arm(item): item.run for item in controls(plan(name)) if item.run.seed == 0}
-    compared = {which for _, treated, reference in CONTRASTS for which in (treated, reference)}
+    family = contrasts(plan(name))
+    compared = {which for _, treated, reference in family for which in (treated, reference)}
     assert compared == set(declared)
-    assert {variant for _, variant in declared} == {"", *VARIANTS}
-    pairs = [(treated, reference) for _, treated, reference in CONTRASTS]
+    assert {variant for _, variant in declared} == {"", *PROFILES[name].control_variants}
+    pairs = [(treated, reference) for _, treated, reference in family]
     assert len(set(pairs)) == len(pairs) and not [pair for pair in pairs if pair[::-1] in pairs]
     for treated, reference in pairs:
         # Either the student without anything, or the same arm with other signals.
         assert reference == ("Student", "") or declared[treated].method == declared[reference].method
+
+
+def test_all_but_the_demo_ask_every_declared_question():
+    for name in ("laptop", "paper"):
+        assert contrasts(plan(name)) == list(CONTRASTS) and set(PROFILES[name].control_variants) == set(VARIANTS)
+    assert len({arm(item) for item in controls(plan("demo"))}) <= 13  # the demo trains them live, within its minutes
 
 
 def test_controls_with_described_signals_are_the_runs_of_the_arms():

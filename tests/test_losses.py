@@ -3,10 +3,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from scipy.special import log_softmax, rel_entr, softmax
 from torch.nn import functional as F
 
-from igkd.losses import attention_loss, attention_map, distillation_loss
+from igkd.errors import InputError
+from igkd.losses import attention_loss, attention_map, distillation_loss, fitted_loss
 
 
 def logits(rows, classes, seed, dtype=torch.float64):
@@ -109,3 +111,38 @@ def test_bfloat16_is_computed_in_float32():
     assert float(loss) == pytest.approx(expected, rel=1e-5)  # bfloat16 carries three digits only
     assert attention_map(torch.ones(1, 2, 3, 3, dtype=torch.bfloat16)).dtype == torch.float32
     assert attention_loss(torch.ones(1, 9).bfloat16(), torch.zeros(1, 9).bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("permuted", [False, True])
+@pytest.mark.parametrize(
+    ("alpha", "temperature", "gap", "classes"), [(0.1, 3, 6, 10), (0.01, 2.5, 9, 4), (0.9, 1, 2, 3)]
+)
+def test_fitted_loss_is_the_least_over_all_logits(permuted, alpha, temperature, gap, classes):
+    """SciPy's minimiser, free in every logit and told nothing of margins or symmetry, is the reference."""
+    targets = softmax(gap * np.eye(classes)[: classes if permuted else 1] / temperature, 1)
+
+    def expected(logits):
+        divergence = rel_entr(targets, softmax(logits / temperature)).sum() / len(targets)
+        return -(1 - alpha) * log_softmax(logits)[0] + alpha * temperature**2 * divergence
+
+    found = minimize(expected, np.zeros(classes), tol=1e-10)
+    fitted = fitted_loss(gap, alpha, temperature, permuted=permuted, num_classes=classes)
+    assert fitted["loss"] == pytest.approx(found.fun, rel=1e-6)
+    assert fitted["margin"] == pytest.approx(found.x[0] - found.x[1:].mean(), abs=1e-2)
+    parts = (1 - alpha) * fitted["cross_entropy"] + alpha * fitted["distillation"]
+    assert parts == pytest.approx(fitted["loss"])
+
+
+def test_a_teacher_that_knows_nothing_is_as_good_permuted_as_aligned():
+    aligned, permuted = (fitted_loss(0, 0.1, 3, permuted=permuted) for permuted in (False, True))
+    assert aligned == pytest.approx(permuted)
+    # at T = 1 it is label smoothing, whose least loss is the excess of the smoothed target's entropy, worked by hand
+    smoothed = np.array([0.9 + 0.1 / 10, *[0.1 / 10] * 9])
+    least = -(smoothed * np.log(smoothed)).sum() - 0.1 * np.log(10)
+    assert fitted_loss(0, 0.1, 1, permuted=True)["loss"] == pytest.approx(least)
+
+
+def test_a_hopeless_teacher_is_refused():
+    for gap, alpha, temperature in ((-1, 0.1, 3), (6, 0.0, 3), (6, 0.1, 0)):
+        with pytest.raises(InputError, match="give gap >= 0"):
+            fitted_loss(gap, alpha, temperature, permuted=True)

@@ -22,6 +22,7 @@ TABLES = [
     published.overlay_search,
     published.checkpoints,
     published.headline,
+    published.training_logs,
 ]
 
 
@@ -208,3 +209,10 @@ def test_agreement_respects_the_stated_digits():
     for stated, value, expected in cases:
         assert published._row("x", value, stated)["agrees"] is expected
     assert published._row("x", 1.0)["agrees"] is pd.NA
+
+
+def test_training_logs_have_the_constants_under_which_they_were_made():
+    logs = published.training_logs().set_index("arm")
+    assert logs.loc["KD", ["alpha", "temperature"]].tolist() == [0.1, 3]
+    assert logs.loc["KD", "train_loss"] > 10 * logs.loc["Student", "train_loss"]
+    assert logs.train_accuracy.between(0.98, 0.99).all()  # all of them fit their images about equally well

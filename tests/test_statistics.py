@@ -555,3 +555,24 @@ def test_best_of_n_closed_forms_and_simulation():
     assert st.best_of_n(3) == pytest.approx(1.5 / np.sqrt(np.pi))
     best = np.random.default_rng(17).standard_normal((100_000, 10)).max(axis=1)
     assert st.best_of_n(10) == pytest.approx(best.mean(), abs=4 * best.std() / np.sqrt(best.size))
+
+
+def test_recorded_pairs_agree_with_scipy_and_missing_ones_count_in_the_correction():
+    random = np.random.default_rng(5)
+    values = {"a": random.normal(0.9, 0.01, 6), "b": random.normal(0.92, 0.01, 5), "c": random.normal(0.9, 0.01, 1)}
+    rows = [(arm, seed, value) for arm, runs in values.items() for seed, value in enumerate(runs)]
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "accuracy"])
+    table = st.compare_recorded(frame, [("b", "a"), ("c", "a"), ("d", "a")], pair_by="seed")
+    expected = stats.ttest_rel(values["b"], values["a"][:5])
+    assert table.p[0] == pytest.approx(expected.pvalue)
+    assert table.low[0] == pytest.approx(expected.confidence_interval().low)
+    assert table.n.tolist() == [5, 1, 0]
+    assert table.difference[1] == pytest.approx(values["c"][0] - values["a"][0]) and np.isnan(table.difference[2])
+    assert table[["low", "high", "p", "p_holm", "hedges_g"]].iloc[1:].isna().all().all()
+    assert table.p_holm[0] == pytest.approx(3 * expected.pvalue)  # three questions were asked
+
+
+def test_recorded_pairs_refuse_two_runs_of_one_seed():
+    frame = pd.DataFrame({"arm": ["a", "a", "b"], "seed": [0, 0, 0], "accuracy": [0.9, 0.8, 0.7]})
+    with pytest.raises(InputError, match="two runs"):
+        st.compare_recorded(frame, [("b", "a")], pair_by="seed")
