@@ -397,8 +397,8 @@ def write_ledger(study: Study) -> list[Finding]:
     findings = ledger(study)
     parts = sections(
         findings,
-        f"Profile {study.profile.name}, verdicts by code. The columns up to the verdict are of arms as described in the "
-        "paper; those of the released columns get their signals as the released code has them (notebook 08).",
+        f"Profile {study.profile.name}, verdicts by code. The columns up to the verdict are of arms as described in "
+        "the paper; those of the released columns get their signals as the released code has them (notebook 08).",
     )
     study.figures.mkdir(parents=True, exist_ok=True)
     (study.figures / "ledger.md").write_text(to_markdown(parts), encoding="utf-8")

@@ -193,7 +193,7 @@ class Study:
         )
 
     def signals(self, run: Run, images: ImageSet | None = None) -> Signals:
-        """What a run learns from besides the labels, read from disk or computed; or what it would, from other images."""
+        """What a run learns from besides the labels, read or computed; or what it would from other images."""
         if run.signals is None:
             return Signals()
         tap = attention_tap(run.architecture.blocks_removed) if run.method.gamma else None

@@ -127,7 +127,8 @@ def fitted_loss(gap: float, alpha: float, temperature: float, *, permuted: bool,
     Returns
     -------
     dict
-        ``margin`` of the student, ``cross_entropy``, ``distillation`` (nats, unweighted) and ``loss``, their weighted sum.
+        ``margin`` of the student, ``cross_entropy`` and ``distillation`` (nats, unweighted), and ``loss``, their
+        weighted sum.
 
     Raises
     ------
