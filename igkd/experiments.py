@@ -139,7 +139,8 @@ PROFILES = {
             num_subsets=10,
             compared_cuts=(17,),
             num_controls=10,
-            # 42 minutes of one core: what 500 images and 10,000 evaluated ones take for 38 runs
+            # About 42 minutes of one core for 38 runs, reckoned from single steps of each network: 35 for 16 epochs of
+            # 500 images, 7 for scoring 10,000 (the IG maps, which other notebooks share, not counted).
             sweep=Sweep(
                 cuts=BLOCKS_REMOVED[::-1],
                 arms=("Student", "KD+IG"),

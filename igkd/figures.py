@@ -713,12 +713,16 @@ def pareto(table: pd.DataFrame, costs: dict[str, str]) -> Figure:
         axis.set(xscale="log", xlabel=label)
         axis.margins(x=0.12)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
+        axis.xaxis.set_major_formatter(FuncFormatter(_in_thousands))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.tick_params(axis="x", labelsize=8)
     axes[0, 0].set_ylabel("test accuracy (%)")
     axes[0, 0].legend(fontsize=8)
     return figure
+
+
+def _in_thousands(x: float, _) -> str:
+    return f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x >= 1e3 else f"{x:g}"
 
 
 def latency(ratios: dict[str, pd.DataFrame], deployed: pd.DataFrame) -> Figure:
