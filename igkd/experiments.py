@@ -131,14 +131,14 @@ PROFILES = {
             blocks_removed=17,
             recipe=replace(RECIPES["fast"], batch_size=32),
             n_steps=8,
-            num_seeds=10,
+            num_seeds=5,
             alphas=(0.01, 0.5, 0.9),
             temperatures=(1.5, 4.0),
             overlay_probs=(0.1, 0.5),
             gammas=(0.8, 30.0, 1000.0),
-            num_subsets=10,
+            num_subsets=5,
             compared_cuts=(17,),
-            num_controls=10,
+            num_controls=5,
             # About 42 minutes of one core for 38 runs, reckoned from single steps of each network: 35 for 16 epochs of
             # 500 images, 7 for scoring 10,000 (the IG maps, which other notebooks share, not counted).
             sweep=Sweep(
