@@ -300,6 +300,7 @@ NOTEBOOKS = {
     "03": (arms, search, recipes),
     "04": (factorial, attention_weights),
     "05": (monte_carlo,),
+    "06": (factorial,),
 }
 #: Notebooks that measure time, so that nothing runs beside them.
 TIMED = {"02"}

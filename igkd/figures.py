@@ -56,7 +56,8 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame | None) -> list[P
     else:
         data = study.describe_data()
         if {"n_train", "n_test"} <= set(table):  # what the runs saw: more or less, maybe, than the profile's images
-            data = f"{study.images.name}, trained on {_range(table.n_train)}, scored on {_range(table.n_test)} images"
+            images = table.scored_on.iloc[0] if "scored_on" in table else "images"
+            data = f"{study.images.name}, trained on {_range(table.n_train)}, scored on {_range(table.n_test)} {images}"
         stamp = (
             f"profile {study.profile.name} · {data} · "
             f"{len(table)} run{'s' * (len(table) != 1)} · records {records_digest(table)}"
@@ -136,35 +137,40 @@ def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
     order = [name for name in ARM_COLOURS if name in set(table.arm)]
     for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
         frame = frame[frame.arm.isin(order)].assign(percent=lambda rows: 100 * rows.accuracy)
-        sns.stripplot(
-            frame,
-            x="arm",
-            y="percent",
-            hue="arm",
-            order=order,
-            palette=ARM_COLOURS,
-            alpha=0.6,
-            size=4,
-            ax=axis,
-            legend=False,
-        )
-        sns.pointplot(
-            frame,
-            x="arm",
-            y="percent",
-            order=order,
-            color="0.2",
-            linestyle="none",
-            marker="_",
-            markersize=14,
-            errorbar=t_interval,
-            capsize=0.15,
-            err_kws={"linewidth": 1.2},
-            ax=axis,
-        )
+        _runs_of_arms(axis, frame, order)
         axis.set(title=title, xlabel="", ylabel="test accuracy (%)")
         axis.tick_params(axis="x", rotation=30)
     return figure
+
+
+def _runs_of_arms(axis, frame: pd.DataFrame, order: list[str]) -> None:
+    """Every run as a point, and the mean of each arm with its 95 % t-interval; column ``percent``."""
+    sns.stripplot(
+        frame,
+        x="arm",
+        y="percent",
+        hue="arm",
+        order=order,
+        palette=ARM_COLOURS,
+        alpha=0.6,
+        size=4,
+        ax=axis,
+        legend=False,
+    )
+    sns.pointplot(
+        frame,
+        x="arm",
+        y="percent",
+        order=order,
+        color="0.2",
+        linestyle="none",
+        marker="_",
+        markersize=14,
+        errorbar=t_interval,
+        capsize=0.15,
+        err_kws={"linewidth": 1.2},
+        ax=axis,
+    )
 
 
 def t_interval(values) -> tuple[float, float]:
@@ -615,4 +621,147 @@ def published_monte_carlo(bars: pd.DataFrame, summary: pd.DataFrame, whole: pd.S
         axis.set(ylabel="runs", title=f"{arm}, {row.n} runs on 80 % of the training images")
         axis.legend(fontsize=7.5, loc="upper left")
     axes[-1].set_xlabel("test accuracy (%)")
+    return figure
+
+
+def published_imagenet(table: pd.DataFrame, on_cifar: pd.Series) -> Figure:
+    """The two published bar charts of the ImageNet subset: as published, and with the values that were computed.
+
+    Parameters
+    ----------
+    table : DataFrame
+        `igkd.published.imagenet_subset`.
+    on_cifar : Series
+        Arm -> published CIFAR-10 accuracy (fraction) in the second chart, in its order; the teacher among them.
+    """
+    students = table[table.metric.isin(["accuracy", "balanced_accuracy"]) & (table.arm != "Teacher")]
+    arms = list(students.arm.unique())
+    figure, axes = plt.subplots(2, 2, figsize=(11, 6.4), sharey="row")
+    columns = {"plotted": "as published", "computed": "as computed, labels right"}
+    for row, order in ((0, arms), (1, list(on_cifar.index))):
+        for axis, (column, title) in zip(axes[row], columns.items(), strict=True):
+            wide = 100 * students.pivot(index="arm", columns="metric", values=column)
+            bars = (
+                {"accuracy": wide.accuracy, "balanced accuracy": wide.balanced_accuracy}
+                if row == 0
+                else {
+                    "CIFAR-10, accuracy": 100 * on_cifar,
+                    # the teacher is right on every image that it gets right
+                    "ImageNet, balanced accuracy": pd.concat([wide.balanced_accuracy, pd.Series({"Teacher": 100.0})]),
+                }
+            )
+            for shift, (label, values) in zip((-0.2, 0.2), bars.items(), strict=True):
+                drawn = axis.bar(
+                    np.arange(len(order)) + shift,
+                    values[order],
+                    0.38,
+                    label=label,
+                    color="0.65" if shift < 0 else [ARM_COLOURS.get(arm, "0.35") for arm in order],
+                )
+                axis.bar_label(drawn, fmt="%.2f", fontsize=7, padding=1)
+            axis.set_xticks(range(len(order)), order)
+            axis.set(title=title, ylim=(70, 90) if row == 0 else (80, 103), ylabel="%")
+            axis.grid(False, axis="x")
+    axes[0, 0].set_ylabel("on images that the\nteacher gets right (%)")
+    axes[0, 1].legend(["accuracy", "balanced accuracy (coloured)"], loc="upper left", fontsize=8, ncols=2)
+    axes[1, 1].legend(["CIFAR-10, accuracy", "ImageNet, balanced accuracy (coloured)"], fontsize=8, ncols=2)
+    return figure
+
+
+def shifted_arms(panels: dict[str, pd.DataFrame], teacher: dict[str, float]) -> Figure:
+    """Every run of every arm on images of another kind, with means and 95 % t-intervals.
+
+    Parameters
+    ----------
+    panels : dict
+        Title -> table with columns ``arm``, ``accuracy`` (fraction), one row a run.
+    teacher : dict
+        Title -> the teacher's value (fraction), where there is one to show.
+    """
+    columns = 2
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(9.2, 3.1 * rows), squeeze=False)
+    for axis, (title, frame) in zip(axes.flat, panels.items(), strict=True):
+        order = [name for name in ARM_COLOURS if name in set(frame.arm)]
+        _runs_of_arms(axis, frame.assign(percent=100 * frame.accuracy), order)
+        axis.set(title=title, xlabel="", ylabel="%")
+        if title in teacher:
+            axis.annotate(
+                f"teacher: {teacher[title]:.1%}",
+                (0.02, 0.96),
+                xycoords="axes fraction",
+                va="top",
+                fontsize=8,
+                color="0.3",
+            )
+    return figure
+
+
+def confusions(panels: dict[str, np.ndarray], class_names: tuple[str, ...]) -> Figure:
+    """Confusion matrices side by side, each row scaled to the images of its true class (%).
+
+    Parameters
+    ----------
+    panels : dict
+        Title -> counts (K, K), rows are true classes; classes without images are left out of the rows.
+    class_names : tuple of str
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(0.6 + 4.3 * len(panels), 4.4), squeeze=False)
+    for axis, (title, counts) in zip(axes[0], panels.items(), strict=True):
+        there = counts.sum(1) > 0
+        shares = 100 * counts[there] / counts[there].sum(1, keepdims=True)
+        rows = [name for name, has in zip(class_names, there, strict=True) if has]
+        sns.heatmap(
+            pd.DataFrame(shares, rows, class_names),
+            annot=True,
+            fmt=".0f",
+            annot_kws={"fontsize": 7},
+            vmin=0,
+            vmax=100,
+            cmap="crest",
+            cbar=False,
+            ax=axis,
+            yticklabels=axis is axes[0, 0],
+        )
+        axis.set(title=title, xlabel="answer")
+        axis.tick_params(axis="x", rotation=60)
+    axes[0, 0].set_ylabel("true class")
+    return figure
+
+
+def robustness(table: pd.DataFrame, gains: dict[str, pd.DataFrame]) -> Figure:
+    """Accuracy under each corruption, and what the overlay adds to it.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``arm``, ``condition``, ``accuracy`` (fraction), one row a run and condition, in the order to be shown.
+    gains : dict
+        Name of a pair of arms -> table of paired comparisons (`igkd.statistics.Comparison`), with ``shift``.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=(1.5, 1))
+    order = list(table.condition.unique())
+    places = np.arange(len(order))
+    for arm in [name for name in ARM_COLOURS if name in set(table.arm)]:
+        means = 100 * table[table.arm == arm].groupby("condition").accuracy.mean()[order]
+        left.plot(places, means, "o", ms=5, alpha=0.75, color=ARM_COLOURS[arm], label=arm)
+    left.set_xticks(places, order, rotation=60, ha="right")
+    left.set(ylabel="accuracy (%), mean of the seeds")
+    left.legend(fontsize=8)
+    for offset, (name, rows) in zip((-0.12, 0.12), gains.items(), strict=True):
+        x = np.arange(len(rows)) + offset
+        reach = 100 * np.array([rows.difference - rows.low, rows.high - rows.difference])
+        right.errorbar(
+            x,
+            100 * rows.difference,
+            np.nan_to_num(reach),
+            fmt="o",
+            capsize=3,
+            color=ARM_COLOURS[name.split(" - ")[0]],
+            label=name,
+        )
+        right.set_xticks(range(len(rows)), rows["shift"], rotation=60, ha="right")
+    right.axhline(0, color="0.3", lw=1)
+    right.set(ylabel="points, paired by seed, with 95 % interval", title="what the overlay adds")
+    right.legend(fontsize=8)
     return figure
