@@ -632,39 +632,31 @@ def published_imagenet(table: pd.DataFrame, on_cifar: pd.Series) -> Figure:
     table : DataFrame
         `igkd.published.imagenet_subset`.
     on_cifar : Series
-        Arm -> published CIFAR-10 accuracy (fraction) in the second chart, in its order; the teacher among them.
+        Arm -> published CIFAR-10 accuracy (fraction) of the second chart, in its order, the teacher first.
     """
     students = table[table.metric.isin(["accuracy", "balanced_accuracy"]) & (table.arm != "Teacher")]
-    arms = list(students.arm.unique())
-    figure, axes = plt.subplots(2, 2, figsize=(11, 6.4), sharey="row")
+    charts = {70: ("accuracy", "balanced accuracy"), 80: ("CIFAR-10, accuracy", "ImageNet, balanced accuracy")}
     columns = {"plotted": "as published", "computed": "as computed, labels right"}
-    for row, order in ((0, arms), (1, list(on_cifar.index))):
-        for axis, (column, title) in zip(axes[row], columns.items(), strict=True):
+    moved = set(students.arm[(students.plotted - students.computed).abs() > 5e-4])
+    figure, axes = plt.subplots(2, 2, figsize=(11, 6.6), sharey="row")
+    for line, (bottom, labels) in zip(axes, charts.items(), strict=True):
+        for axis, (column, title) in zip(line, columns.items(), strict=True):
             wide = 100 * students.pivot(index="arm", columns="metric", values=column)
-            bars = (
-                {"accuracy": wide.accuracy, "balanced accuracy": wide.balanced_accuracy}
-                if row == 0
-                else {
-                    "CIFAR-10, accuracy": 100 * on_cifar,
-                    # the teacher is right on every image that it gets right
-                    "ImageNet, balanced accuracy": pd.concat([wide.balanced_accuracy, pd.Series({"Teacher": 100.0})]),
-                }
-            )
-            for shift, (label, values) in zip((-0.2, 0.2), bars.items(), strict=True):
-                drawn = axis.bar(
-                    np.arange(len(order)) + shift,
-                    values[order],
-                    0.38,
-                    label=label,
-                    color="0.65" if shift < 0 else [ARM_COLOURS.get(arm, "0.35") for arm in order],
-                )
-                axis.bar_label(drawn, fmt="%.2f", fontsize=7, padding=1)
+            # the teacher is right on every image that it gets right
+            balanced = pd.concat([wide.balanced_accuracy, pd.Series({"Teacher": 100.0})])
+            first = wide.accuracy if bottom == 70 else 100 * on_cifar
+            order = [arm for arm in on_cifar.index if arm in first]
+            colours = [ARM_COLOURS.get(arm, "0.2") for arm in order]
+            for offset, values, alpha in ((-0.2, first, 0.4), (0.2, balanced, 1.0)):
+                bars = axis.bar(np.arange(len(order)) + offset, values[order], 0.38, color=colours, alpha=alpha)
+                axis.bar_label(bars, fmt="%.2f", fontsize=7, padding=1)
             axis.set_xticks(range(len(order)), order)
-            axis.set(title=title, ylim=(70, 90) if row == 0 else (80, 103), ylabel="%")
+            for tick in axis.get_xticklabels():
+                tick.set_color("firebrick" if column == "plotted" and tick.get_text() in moved else "black")
+            axis.set(title=f"{title}: {labels[0]} (pale), {labels[1]}", ylim=(bottom, 90 if bottom == 70 else 102))
+            axis.title.set_fontsize(9)
             axis.grid(False, axis="x")
-    axes[0, 0].set_ylabel("on images that the\nteacher gets right (%)")
-    axes[0, 1].legend(["accuracy", "balanced accuracy (coloured)"], loc="upper left", fontsize=8, ncols=2)
-    axes[1, 1].legend(["CIFAR-10, accuracy", "ImageNet, balanced accuracy (coloured)"], fontsize=8, ncols=2)
+        line[0].set_ylabel(f"% (from {bottom})")
     return figure
 
 
@@ -744,9 +736,17 @@ def robustness(table: pd.DataFrame, gains: dict[str, pd.DataFrame]) -> Figure:
     places = np.arange(len(order))
     for arm in [name for name in ARM_COLOURS if name in set(table.arm)]:
         means = 100 * table[table.arm == arm].groupby("condition").accuracy.mean()[order]
-        left.plot(places, means, "o", ms=5, alpha=0.75, color=ARM_COLOURS[arm], label=arm)
+        left.plot(
+            places + 0.1 * (list(ARM_COLOURS).index(arm) - 3),
+            means,
+            "o",
+            ms=4,
+            alpha=0.75,
+            color=ARM_COLOURS[arm],
+            label=arm,
+        )
     left.set_xticks(places, order, rotation=60, ha="right")
-    left.set(ylabel="accuracy (%), mean of the seeds")
+    left.set(ylabel="accuracy (%)", title="means over the seeds")
     left.legend(fontsize=8)
     for offset, (name, rows) in zip((-0.12, 0.12), gains.items(), strict=True):
         x = np.arange(len(rows)) + offset
@@ -762,6 +762,6 @@ def robustness(table: pd.DataFrame, gains: dict[str, pd.DataFrame]) -> Figure:
         )
         right.set_xticks(range(len(rows)), rows["shift"], rotation=60, ha="right")
     right.axhline(0, color="0.3", lw=1)
-    right.set(ylabel="points, paired by seed, with 95 % interval", title="what the overlay adds")
+    right.set(ylabel="points", title="what the overlay adds: paired by seed, 95 % intervals")
     right.legend(fontsize=8)
     return figure

@@ -271,7 +271,7 @@ def _evaluate(
         confusions = {condition: counts.tolist() for condition, counts in count(model).items()}
         machine = study.compute.describe()["name"]
         evaluation = Evaluation(name, key, fingerprint, images, teacher, state_digest(model), confusions, machine)
-        write_atomically(path, (json.dumps(asdict(evaluation), sort_keys=True) + "\n").encode())
+        write_atomically(path, (json.dumps(asdict(evaluation)) + "\n").encode())
         done += 1
     if done:
         study.log(f"{name}: {done} networks evaluated")
