@@ -43,6 +43,8 @@ def main() -> int:
             return show_check(options)
         if options.publish:
             return publish_notebooks(notebooks, options.profile)
+        if options.verify_figures:
+            return show_figures_check()
         return with_study(notebooks, options)
     except InputError as error:
         print(f"run_all.py: {error}", file=sys.stderr)
@@ -93,6 +95,8 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="copy outputs, figures and times of this profile's execution into the repository",
     )
+    action.add_argument("--verify", type=int, metavar="N", help="train N recorded runs again and compare")
+    action.add_argument("--verify-figures", action="store_true", help="compare figures/ with the records that are here")
     parser.add_argument(
         "--budget", type=seconds, metavar="9m", help="with --runs-only: start no run after 90s, 9m or 1h"
     )
@@ -101,11 +105,18 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--jobs is {options.jobs}; give 1 or more")
     if options.budget is not None and not options.runs_only:
         parser.error("--budget goes with --runs-only")
-    if options.parameters and (
-        options.list or options.plan or options.why or options.check or options.publish or options.runs_only
-    ):
+    looking = (
+        options.list
+        or options.plan
+        or options.why
+        or options.check
+        or options.publish
+        or options.verify is not None
+        or options.verify_figures
+    )
+    if options.parameters and (looking or options.runs_only):
         parser.error("-p goes with executing notebooks")
-    if options.force and (options.list or options.plan or options.why or options.check or options.publish):
+    if options.force and looking:
         parser.error("--force goes with training: alone or with --runs-only")
     return options
 
@@ -157,6 +168,33 @@ def show_check(options: argparse.Namespace) -> int:
     return 0 if healthy else 1
 
 
+def show_figures_check() -> int:
+    """Print for each figure whether it fits the records."""
+    from igkd.runs import Store
+    from igkd.verify import verify_figures
+
+    store = Store(REPOSITORY / "records", REPOSITORY / "build", REPOSITORY / "weights")
+    return show_checks(verify_figures(REPOSITORY / "figures", store))
+
+
+def show_verification(study, count: int) -> int:
+    """Print for each run that is trained again whether it comes out the same."""
+    import numpy as np
+
+    from igkd.verify import verify_runs
+
+    return show_checks(verify_runs(study, count, np.random.default_rng()))
+
+
+def show_checks(checks) -> int:
+    """Print each check as it is made; 1 if one does not hold."""
+    failed = 0
+    for check in checks:
+        print(f"{'holds ' if check.holds else 'FAILS '}  {check.name}: {check.detail}", flush=True)
+        failed += not check.holds
+    return 1 if failed else 0
+
+
 def publish_notebooks(notebooks: list[Notebook], profile: str) -> int:
     """Give the notebooks the outputs of their executed copies; copy the figures and the measured times."""
     build = REPOSITORY / "build" / profile
@@ -190,6 +228,8 @@ def with_study(notebooks: list[Notebook], options: argparse.Namespace) -> int:
             return show_plan(study, numbers)
         if options.why:
             return show_reasons(study, numbers)
+        if options.verify is not None:
+            return show_verification(study, options.verify)
         if options.force:
             forget(study, numbers)
         os.environ[PROGRESS] = str(status.file)

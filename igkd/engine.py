@@ -383,12 +383,12 @@ class Study:
         return self._per_image[run.architecture] * float(n) * run.recipe.num_epochs
 
     def _map_progress(self, done: int, total: int) -> None:
-        self._progress(done, total, "attribution maps")
+        self._progress(done, total, "", unit="attribution maps")
 
-    def _progress(self, done: int, total: int, doing: str) -> None:
+    def _progress(self, done: int, total: int, doing: str, unit: str = "runs") -> None:
         path = os.environ.get(PROGRESS)
         if path:
-            state = {"done": done, "total": total, "doing": doing}
+            state = {"done": done, "total": total, "unit": unit, "doing": doing}
             with suppress(OSError):  # a full disk must not end a training because its progress is not shown
                 write_atomically(Path(path), json.dumps(state).encode())
 

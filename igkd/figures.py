@@ -45,19 +45,21 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame | None) -> list[P
     study : igkd.engine.Study
         Its profile decides the folder, ``build/<profile>/figures/``; ``run_all.py --publish`` copies from there.
     table : DataFrame or None
-        The records behind the figure, one a row (from `Study.ensure`); None if it shows published values only.
+        The records behind the figure, one a row (from `Study.ensure`); None if it shows published values only. A column
+        ``scored_on`` says in words which images the figure is about, if not those of the records.
 
     Returns
     -------
     list of Path
     """
+    keys = "" if table is None else " ".join(dict.fromkeys(table.key))
     if table is None:
         stamp = "published values only (igkd.published)"
     else:
         data = study.describe_data()
         if {"n_train", "n_test"} <= set(table):  # what the runs saw: more or less, maybe, than the profile's images
-            images = table.scored_on.iloc[0] if "scored_on" in table else "images"
-            data = f"{study.images.name}, trained on {_range(table.n_train)}, scored on {_range(table.n_test)} {images}"
+            scored = table.scored_on.iloc[0] if "scored_on" in table else f"{_range(table.n_test)} images"
+            data = f"{study.images.name}, trained on {_range(table.n_train)}, scored on {scored}"
         stamp = (
             f"profile {study.profile.name} · {data} · "
             f"{len(table)} run{'s' * (len(table) != 1)} · records {records_digest(table)}"
@@ -66,7 +68,8 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame | None) -> list[P
     study.figures.mkdir(parents=True, exist_ok=True)
     paths = [study.figures / f"{name}.{ending}" for ending in ("png", "pdf")]
     # No dates in the files: the same records give the same bytes.
-    figure.savefig(paths[0], bbox_inches="tight", metadata={"Description": stamp, "Software": "igkd"})
+    text = {"Description": stamp, "Records": keys, "Software": "igkd"}
+    figure.savefig(paths[0], bbox_inches="tight", metadata=text)
     figure.savefig(paths[1], bbox_inches="tight", metadata={"Subject": stamp, "Creator": "igkd", "CreationDate": None})
     return paths
 

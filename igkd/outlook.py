@@ -18,7 +18,7 @@ from igkd.images import Subset
 from igkd.methods import Method
 from igkd.models import Architecture, MobileNetV2, count_parameters
 from igkd.runs import Run, Store
-from igkd.training import train
+from igkd.training import train, trains_alone
 
 
 def needed_by(study: Study, number: str) -> list[Planned]:
@@ -45,7 +45,8 @@ class Outlook:
     done, missing : int
         Runs.
     seconds : float or None
-        Estimate for training what is missing; None where the images are not here.
+        Estimate for training what is missing, side by side where `igkd.engine` does so; None where the images are
+        not here.
     disk : int
         Bytes of the weights and IG maps that will be written.
     """
@@ -81,7 +82,9 @@ def outlook(study: Study, notebooks: Iterable[str]) -> tuple[dict[str, Outlook],
     maps_counted = False
     for number, items in missing.items():
         todo = [item.run for item in items]
-        seconds = sum(speed.seconds(study, run) for run in todo)
+        seconds = sum(
+            speed.seconds(study, run) / (1 if trains_alone(run, study.work(run)) else study.jobs) for run in todo
+        )
         disk = sum(_weights_bytes(study, run) for run in todo)
         overlaid = [run for run in todo if run.method.overlay_prob]
         if overlaid and not maps_counted and not _has_maps(study, overlaid[0]):
@@ -107,7 +110,7 @@ class Speed:
 
 def measure_speed(study: Study, runs: list[Run]) -> tuple[Speed, str]:
     """How fast this machine trains: from its own records, or else from a few steps of one of `runs`."""
-    here = {name: study.compute.describe()[name] for name in ("name", "device", "threads")}
+    here = {name: study.compute.describe()[name] for name in ("name", "device")}
     totals = defaultdict(lambda: [0.0, 0.0])
     count = 0
     for record in study.store.records():

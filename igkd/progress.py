@@ -17,7 +17,7 @@ class Status:
     Parameters
     ----------
     file : path
-        Read twice a second; holds ``{"done": int, "total": int, "doing": str}`` once there is progress.
+        Read twice a second; holds ``{"done": int, "total": int, "unit": str, "doing": str}`` once there is progress.
     stream : text stream
         Where it is shown.
     """
@@ -40,7 +40,7 @@ class Status:
         """From now on show the progress of something else."""
         with self._lock:
             self.file.unlink(missing_ok=True)
-            self._heading, self._first, self._shown = heading, None, None
+            self._heading, self._first, self._shown, self._unit = heading, None, None, None
             self._started = self._printed = time.monotonic()
 
     def say(self, line: str) -> None:
@@ -67,12 +67,12 @@ class Status:
             return {}
 
     def _show(self, now: float, state: dict) -> None:
-        if state and self._first is None:
-            self._first = (now, state["done"])
+        if state and (self._first is None or state["unit"] != self._unit):  # time left is of things of one kind
+            self._first, self._unit = (now, state["done"]), state["unit"]
         parts = [self._heading, f"{duration(now - self._started)} gone"]
         if state:
-            parts.insert(1, f"{state['done']} of {state['total']} runs")
-            left = remaining(*self._first, now, **state)
+            parts.insert(1, f"{state['done']} of {state['total']} {state['unit']}")
+            left = remaining(*self._first, now, state["done"], state["total"])
             parts.append("" if left is None else f"about {duration(left)} left")
             parts.append(state["doing"])
         line = "  ".join(filter(None, parts))
@@ -84,7 +84,7 @@ class Status:
             self._printed, self._shown = now, state.get("done")
 
 
-def remaining(since: float, done_then: int, now: float, done: int, total: int, doing: str = "") -> float | None:
+def remaining(since: float, done_then: int, now: float, done: int, total: int) -> float | None:
     """Seconds left if it goes on at the pace since then; None before anything was finished."""
     if done <= done_then:
         return None

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from igkd.claims import ledger
+from igkd.engine import Study
 from igkd.experiments import PROFILES
 from igkd.notebooks import find_notebooks
 from igkd.published import headline
@@ -23,7 +25,7 @@ def rendered(text: str, root: Path) -> str:
     root : path
         The repository.
     """
-    parts = {"notebooks": notebooks, "profiles": profiles, "state": state}
+    parts = {"notebooks": notebooks, "profiles": profiles, "claims": claims, "state": state}
     return re.sub(
         r"(<!-- (\w+) -->\n).*?(<!-- end -->)",
         lambda found: found[1] + parts[found[2]](root) + found[3],
@@ -53,6 +55,23 @@ def profiles(root: Path) -> str:
             f"| {run['seconds'] / 60:.1f} min | {sum(each['trained'] for each in measured)} "
             f"| {machine['name']}, {machine['threads']} threads |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def claims(root: Path) -> str:
+    """The verdict on each claim, from the records of the laptop profile, the largest that is recorded."""
+    study = Study("laptop", device="cpu", root=root, log=lambda line: None)
+    lines = ["| | the paper says | published | here | pairs of runs | verdict |", "|---|---|---|---|---|---|"]
+    for each in ledger(study):
+        cells = (
+            each.claim.number,
+            each.claim.says,
+            each.published,
+            str(each),
+            each.n or "–",
+            f"**{each.verdict}**: {each.why}",
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,39 +1,32 @@
 """Exported networks, against PyTorch."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 
 from igkd.__main__ import main
 from igkd.deploy import export_onnx, onnx_call, predict_onnx, quantize
 from igkd.errors import InputError
-from igkd.models import MobileNetV2
+from igkd.models import load_weights
+from igkd.runs import Store
 from igkd.signals import as_input
-from small import small_images
+from igkd.training import train
+from small import COMPUTE, RECIPE, small_images, small_run
 
 IMAGES = small_images(n_train=200, n_test=100)
 
 
-def fitted():
-    """Random features with a logistic classifier: right on nearly all images, so that logits mean something."""
-    model = MobileNetV2(4, 15, mean_std=((0.4,) * 3, (0.2,) * 3))
-    model.reset_parameters(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        model.train()(as_input(IMAGES.train_images))  # fills the statistics of batch norm
-        model.eval()
-        x = (as_input(IMAGES.train_images) - model.mean) / model.std
-        features = model.features(x).mean((2, 3)).numpy()
-        fit = LogisticRegression(C=0.1, max_iter=2000).fit(features, IMAGES.train_labels)
-        model.classifier[1].weight.copy_(torch.from_numpy(fit.coef_))
-        model.classifier[1].bias.copy_(torch.from_numpy(fit.intercept_))
-    return model
-
-
 @pytest.fixture(scope="module")
-def model():
-    return fitted()
+def model(tmp_path_factory):
+    """A student that has learnt its images, so that its logits mean something."""
+    folder = tmp_path_factory.mktemp("trained")
+    store = Store(folder / "records", folder / "build", folder / "weights")
+    run = small_run(IMAGES, recipe=replace(RECIPE, num_epochs=20))
+    train(run, IMAGES, store, COMPUTE)
+    return load_weights(store.find_weights(run.key), IMAGES.num_classes)
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def checkout(tmp_path_factory):
     skip = shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, folder, ignore=skip)
     digits = load_images("digits")
-    enough = {"train": 2, "test": 5}  # copies, so that there are enough for every profile
+    enough = {"train": 2, "test": 25}  # copies, so that there are enough for every profile
     arrays = {
         f"{part}_{kind}": np.concatenate([getattr(digits, f"{part}_{kind}")] * copies)
         for part, copies in enough.items()

@@ -182,7 +182,7 @@ NUMBERS = ["00", "01", "02", "03"]
 @pytest.fixture
 def study(tmp_path):
     """A demo study of four notebooks in which this machine recorded all runs but the last, at 2e-9 s a multiply-accumulate."""
-    study = Study("demo", root=tmp_path, device="cpu", log=lambda line: None)
+    study = Study("demo", root=tmp_path, device="cpu", log=lambda line: None, jobs=1)
     planned = study.planned(NUMBERS)
     for item in planned[:-1]:
         provenance = {"machine": study.compute.describe(), "seconds": 2e-9 * study.work(item.run)}
@@ -201,6 +201,9 @@ def test_outlook_from_recorded_speed(study):
     teacher = study.teacher_runs()[0].run
     maps = study.work(teacher) / teacher.recipe.num_epochs * study.profile.n_steps
     assert found["00"].seconds == pytest.approx(2e-9 * (study.work(last) + maps))
+    study.jobs = 2  # half of the trainings in each process; the maps are computed before
+    found, _ = outlook.outlook(study, NUMBERS)
+    assert found["00"].seconds == pytest.approx(2e-9 * (study.work(last) / 2 + maps))
     assert found["03"].seconds == 0
 
 

@@ -1,0 +1,91 @@
+"""Records that hold and records that do not."""
+
+import json
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from igkd import experiments, figures
+from igkd.engine import Study
+from igkd.errors import InputError
+from igkd.runs import Record
+from igkd.verify import compare, verify_figures, verify_runs
+from small import small_images, small_run
+
+RUN = small_run(small_images())
+
+
+def record(accuracy, weights="0", machine="one"):
+    return Record(RUN, {"accuracy": accuracy, "weights": weights}, {"machine": machine, "versions": {}, "seconds": 1})
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A demo study that consists of the two short runs of one experiment."""
+    study = Study("demo", device="cpu", root=tmp_path_factory.mktemp("study"), log=lambda line: None, jobs=1)
+    items = [item for item in experiments.recipes(study.plan) if item.labels["num_epochs"] < 100]
+    study.planned = lambda: items
+    study.ensure(items)
+    return study
+
+
+def test_a_run_trained_again_is_equal_bit_for_bit(study):
+    checks = list(verify_runs(study, 1, np.random.default_rng(0)))
+    assert [(check.holds, check.detail) for check in checks] == [(True, "equal bit for bit")]
+
+
+def test_a_record_that_was_changed_does_not_hold(study):
+    (item, *_) = study.planned()
+    kept = study.store.find(item.run.key)
+    (path,) = study.store.root.glob(f"*/{kept.key}.json")
+    changed = replace(kept, outcome=kept.outcome | {"weights": "0" * 16, "accuracy": kept.outcome["accuracy"] + 0.01})
+    try:
+        study.store.add(changed, path.parent.name)
+        checks = list(verify_runs(study, 2, np.random.default_rng(0)))
+    finally:
+        study.store.add(kept, path.parent.name)
+    assert sorted(check.holds for check in checks) == [False, True]
+    (failed,) = [check for check in checks if not check.holds]
+    assert kept.key in failed.name and "-1.00 points on the same kind of machine" in failed.detail
+
+
+def test_nothing_recorded_is_one_line(tmp_path):
+    empty = Study("demo", device="cpu", root=tmp_path, log=lambda line: None)
+    with pytest.raises(InputError, match="no run of the demo profile is recorded"):
+        list(verify_runs(empty, 1, np.random.default_rng(0)))
+
+
+def test_another_machine_is_judged_by_the_spread_of_seeds():
+    """Two seeds at 0.89, one at 0.91: sd 0.01155, t(0.995, 2) = 9.925, so 0.1621 for a difference."""
+    spread = [0.89, 0.89, 0.91]
+    there = record(0.9, "a", "one")
+    assert compare("x", there, record(0.9 - 0.162, "b", "two"), spread).holds
+    assert not compare("x", there, record(0.9 - 0.163, "b", "two"), spread).holds
+    assert not compare("x", there, record(0.9001, "b", "one"), spread).holds  # the same machine must be equal
+    assert "too few seeds" in compare("x", there, record(0.5, "b", "two"), spread[:2]).detail
+
+
+def test_figures_are_compared_with_the_records(study, tmp_path):
+    study.figures = tmp_path
+    table = study.table(study.planned())
+    for name, shown in (("ours", table), ("published", None)):
+        figures.save(plt.figure(), name, study, shown)
+    assert [(check.name, check.holds) for check in verify_figures(tmp_path, study.store)] == [
+        ("ours.png", True),
+        ("published.png", True),
+    ]
+    (path,) = study.store.root.glob(f"*/{table.key[0]}.json")
+    text = path.read_text()
+    try:
+        path.write_text(json.dumps(json.loads(text) | {"outcome": {"accuracy": 0.5}}))
+        changed = list(verify_figures(tmp_path, study.store))
+        path.unlink()
+        gone = list(verify_figures(tmp_path, study.store))
+    finally:
+        path.write_text(text)
+    assert [check.holds for check in changed] == [False, True] and "the figure says" in changed[0].detail
+    assert [check.holds for check in gone] == [False, True] and "1 of its 2 records are not here" in gone[0].detail
+    plt.figure().savefig(tmp_path / "stranger.png")
+    assert not [check for check in verify_figures(tmp_path, study.store) if check.name == "stranger.png"][0].holds
