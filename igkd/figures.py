@@ -737,17 +737,10 @@ def robustness(table: pd.DataFrame, gains: dict[str, pd.DataFrame]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=(1.5, 1))
     order = list(table.condition.unique())
     places = np.arange(len(order))
-    for arm in [name for name in ARM_COLOURS if name in set(table.arm)]:
+    arms = [name for name in ARM_COLOURS if name in set(table.arm)]
+    for arm, offset in zip(arms, np.linspace(-0.25, 0.25, len(arms)), strict=True):
         means = 100 * table[table.arm == arm].groupby("condition").accuracy.mean()[order]
-        left.plot(
-            places + 0.1 * (list(ARM_COLOURS).index(arm) - 3),
-            means,
-            "o",
-            ms=4,
-            alpha=0.75,
-            color=ARM_COLOURS[arm],
-            label=arm,
-        )
+        left.plot(places + offset, means, "o", ms=4, alpha=0.75, color=ARM_COLOURS[arm], label=arm)
     left.set_xticks(places, order, rotation=60, ha="right")
     left.set(ylabel="accuracy (%)", title="means over the seeds")
     left.legend(fontsize=8)
