@@ -245,13 +245,14 @@ def _c6(study: Study) -> Finding:
         "C6",
         "it generalises to an ImageNet subset aligned with the CIFAR-10 classes",
         "on the images of all mapped classes, whether or not the teacher gets them right, the 95 % interval of KD+IG - "
-        f"Student in balanced accuracy lies above 0 and reaches half the published difference, {50 * balanced:.2f} points",
+        "Student in balanced accuracy lies above 0 and reaches half the published difference, "
+        f"{50 * balanced:.2f} points",
         "06",
         "Zero-shot accuracy",
     )
     stated = (
-        f"{100 * balanced:+.2f} points in balanced accuracy ({100 * plain:+.2f} in accuracy) on images that the teacher "
-        "gets right, one network an arm"
+        f"{100 * balanced:+.2f} points in balanced accuracy ({100 * plain:+.2f} in accuracy) on images that the "
+        "teacher gets right, one network an arm"
     )
     declared = [item for item in experiments.factorial(study.plan) if item.labels["arm"] in ("KD+IG", "Student")]
     seen, runs = shift.kept(study, declared, "imagenet"), study.table(declared)

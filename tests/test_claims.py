@@ -79,12 +79,14 @@ def test_a_claim_without_truth_is_rarely_borne_out():
 
 
 def keep_evaluations(study, answers, fingerprint="f" * 16, teacher=None):
-    """Evaluations of all recorded arms; `answers(arm, seed)` gives the right ones of 900 images of one class, 100 of another."""
+    """Evaluations of the recorded arms; of 900 images of one class and 100 of another, `answers(arm, seed)` are right."""
     for item in experiments.arms(study.plan, ("Student", "KD+IG")):
         if study.store.find(item.run.key) is None:
             continue
         counts = np.zeros((10, 10), int)
-        for row, (right, of) in enumerate(zip(answers(item.labels["arm"], item.labels["seed"]), (900, 100))):
+        for row, (right, of) in enumerate(
+            zip(answers(item.labels["arm"], item.labels["seed"]), (900, 100), strict=True)
+        ):
             counts[row, [row, 9]] = right, of - right
         teacher = study.plan.teacher_key if teacher is None else teacher
         confusions = {shift.ALL: counts.tolist(), shift.TEACHER_CORRECT: counts.T.tolist()}
