@@ -7,10 +7,12 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from igkd import claims, experiments, published, shift
+from igkd.cost import keep_latency
 from igkd.engine import Study
 from igkd.runs import Record
 
@@ -167,3 +169,112 @@ def test_each_claim_points_to_a_section_that_exists(tmp_path):
             cells = nbformat.read(path, 4).cells
             text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
             assert finding.claim.section in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+
+
+def with_latency(tmp_path, ratio, half, place="build/paper"):
+    """A study with a measurement in which the student is this many times faster, give or take `half`."""
+    row = {"blocks_removed": 5, "width": 1.0, "batch_size": 1, "ratio": ratio, "n": 20}
+    other = row | {"batch_size": 64, "ratio": 99.0, "ratio_low": 98.0, "ratio_high": 100.0}
+    table = pd.DataFrame([other, row | {"ratio_low": ratio - half, "ratio_high": ratio + half}])
+    keep_latency(tmp_path / place / "latency-paper.json", table, {"name": "a machine", "device": "cpu", "threads": 2})
+    return study_with(tmp_path, 0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "half", "verdict"),
+    [
+        (10.0, 1.0, "reproduced"),
+        (5.40, 0.01, "reproduced"),  # 140 / 13 / 2 = 5.385
+        (5.37, 0.01, "not reproduced"),
+        (5.0, 0.1, "not reproduced"),
+        (1.5, 0.1, "not reproduced"),
+        (5.4, 1.0, "inconclusive"),
+    ],
+)
+def test_c2_asks_for_half_of_the_published_ratio(tmp_path, ratio, half, verdict):
+    finding = claims.CHECKS["C2"](with_latency(tmp_path, ratio, half))
+    assert finding.verdict == verdict
+    assert (finding.estimate, finding.low, finding.high, finding.n) == (ratio, ratio - half, ratio + half, 20)
+    assert "a machine, 2 threads" in finding.data
+
+
+def test_c2_takes_what_was_measured_here_before_what_the_repository_brings(tmp_path):
+    with_latency(tmp_path, 9.0, 0.1, "bench")
+    assert claims.CHECKS["C2"](study_with(tmp_path, 0, 1, 0)).estimate == 9.0
+    assert claims.CHECKS["C2"](with_latency(tmp_path, 2.0, 0.1)).estimate == 2.0
+
+
+def gains(means, spread=0.05, seeds=5):
+    """Gains (points) at eight factors over seeds, with exactly these means and this standard deviation."""
+    noise = np.random.default_rng(0).normal(size=(seeds, 8))
+    noise = stats.zscore(noise, axis=0, ddof=1)
+    return pd.DataFrame(np.asarray(means) + spread * noise, columns=[3, 5, 7, 9, 11, 13, 15, 17]) / 100
+
+
+@pytest.mark.parametrize(
+    ("means", "spread", "verdict", "why"),
+    [
+        ([0.5] * 8, 0.05, "reproduced", "ahead in the mean at every factor"),
+        ([0.5] * 7 + [-0.5], 0.05, "not reproduced", "behind at 1 of 8"),
+        ([0.5] * 7 + [-0.01], 0.05, "inconclusive", "not ahead in the mean at 1 of 8"),
+        ([0.0] * 8, 0.05, "not reproduced", "ends below 0.10 points"),
+        ([0.05] * 8, 0.01, "not reproduced", "ends below 0.10 points"),  # ahead, but by less than half
+        ([0.2] * 8, 2.0, "inconclusive", "more seeds"),
+    ],
+)
+def test_each_outcome_of_c5(means, spread, verdict, why):
+    table = gains(means, spread)
+    found, reason, interval = claims.judge_factors(table, 0.00097)
+    assert found == verdict and why in reason
+    assert interval == pytest.approx(stats.ttest_1samp(table.mean(axis=1), 0).confidence_interval(0.95))
+
+
+def test_c5_corrects_for_asking_at_eight_factors():
+    """One factor behind with an uncorrected p of 0.03 among eight is what chance does in one case of five."""
+    table = gains([0.5] * 8, spread=1.0)
+    t = stats.t.isf(0.015, 4)
+    column = stats.zscore(np.arange(5.0), ddof=1)
+    table[17] = (column - t / 5**0.5) / 100
+    assert stats.ttest_1samp(table[17], 0).pvalue == pytest.approx(0.03)
+    assert claims.judge_factors(table, 0.00097)[0] == "inconclusive"
+
+
+def test_c5_on_runs_that_do_not_vary_decides_nothing():
+    table = gains([0.5] * 8, spread=0.0)
+    verdict, _, interval = claims.judge_factors(table, 0.00097)
+    assert verdict == "inconclusive" and np.isnan(interval).all()
+
+
+@pytest.mark.parametrize(
+    ("profile", "seeds", "verdict", "why"),
+    [
+        ("paper", 5, "reproduced", "ahead in the mean"),
+        ("paper", 4, "inconclusive", "4 of 5 declared seeds"),
+        ("paper", 1, "inconclusive", "1 of 5 declared seeds"),
+        ("paper", 0, "inconclusive", "0 of 5 declared seeds"),
+        ("laptop", 2, "inconclusive", "another size"),
+    ],
+)
+def test_c5_on_records(tmp_path, profile, seeds, verdict, why):
+    study = study_with(tmp_path, 0, 1, 0, profile)
+    ahead = gains([1.0] * 8, 0.1, max(seeds, 2))
+    for item in experiments.sweep(study.plan):
+        labels = item.labels
+        if labels["seed"] < seeds and labels["width"] == 1:
+            gain = ahead.loc[labels["seed"], labels["blocks_removed"]] if labels["arm"] == "KD+IG" else 0.0
+            outcome = {"accuracy": 0.5 + gain, "n_train": 40_000, "n_test": 10_000}
+            study.store.add(Record(item.run, outcome, {"seconds": 1.0}), "sweep")
+    finding = claims.CHECKS["C5"](study)
+    assert finding.verdict == verdict and why in finding.why and finding.n == seeds
+    assert "+0.19 points" in finding.published and "6 of 8" in finding.published
+    if seeds > 1:
+        assert finding.estimate == pytest.approx(100 * ahead.iloc[:seeds].to_numpy().mean())
+
+
+def test_a_seed_without_all_factors_is_left_out_of_c5(tmp_path):
+    study = study_with(tmp_path, 0, 1, 0)
+    for item in experiments.sweep(study.plan):
+        if not (item.labels["seed"] == 3 and item.labels["blocks_removed"] == 3):
+            outcome = {"accuracy": 0.5 + 0.01 * (item.labels["arm"] == "KD+IG"), "n_train": 1, "n_test": 1}
+            study.store.add(Record(item.run, outcome, {"seconds": 1.0}), "sweep")
+    assert claims.CHECKS["C5"](study).n == 4
