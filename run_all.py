@@ -35,7 +35,7 @@ def main() -> int:
         if options.list:
             return list_notebooks(notebooks)
         # Notebooks and the default place of the data are relative to the repository.
-        for name in {"IGKD_DATA"} & set(os.environ):
+        for name in {"IGKD_DATA", "IGKD_IMAGENET"} & set(os.environ):
             os.environ[name] = absolute(os.environ[name])
         options.data = absolute(options.data)
         os.chdir(REPOSITORY)

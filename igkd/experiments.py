@@ -383,6 +383,7 @@ NOTEBOOKS = {
     "03": (arms, search, recipes),
     "04": (factorial, attention_weights),
     "05": (monte_carlo,),
+    "06": (factorial,),
     "07": (sweep,),
 }
 #: Notebooks that measure time, so that nothing runs beside them.

@@ -46,13 +46,14 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None) -> 
         Its profile decides the folder, ``build/<profile>/figures/``; ``run_all.py --publish`` copies from there.
     table : DataFrame, str or None
         The records behind the figure, one a row (from `Study.ensure`); where it shows what was measured just now, a
-        text that says on what; None if it shows published values only.
+        text that says on what; None if it shows published values only. A column ``scored_on`` says in words which
+        images the figure is about, if not those of the records.
 
     Returns
     -------
     list of Path
     """
-    keys = "" if table is None else " ".join(dict.fromkeys(table.key))
+    keys = " ".join(dict.fromkeys(table.key)) if isinstance(table, pd.DataFrame) else ""
     if table is None:
         stamp = "published values only (igkd.published)"
     elif isinstance(table, str):
@@ -60,7 +61,8 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None) -> 
     else:
         data = study.describe_data()
         if {"n_train", "n_test"} <= set(table):  # what the runs saw: more or less, maybe, than the profile's images
-            data = f"{study.images.name}, trained on {_range(table.n_train)}, scored on {_range(table.n_test)} images"
+            scored = table.scored_on.iloc[0] if "scored_on" in table else f"{_range(table.n_test)} images"
+            data = f"{study.images.name}, trained on {_range(table.n_train)}, scored on {scored}"
         stamp = (
             f"profile {study.profile.name} · {data} · "
             f"{len(table)} run{'s' * (len(table) != 1)} · records {records_digest(table)}"
@@ -141,35 +143,40 @@ def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
     order = [name for name in ARM_COLOURS if name in set(table.arm)]
     for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
         frame = frame[frame.arm.isin(order)].assign(percent=lambda rows: 100 * rows.accuracy)
-        sns.stripplot(
-            frame,
-            x="arm",
-            y="percent",
-            hue="arm",
-            order=order,
-            palette=ARM_COLOURS,
-            alpha=0.6,
-            size=4,
-            ax=axis,
-            legend=False,
-        )
-        sns.pointplot(
-            frame,
-            x="arm",
-            y="percent",
-            order=order,
-            color="0.2",
-            linestyle="none",
-            marker="_",
-            markersize=14,
-            errorbar=t_interval,
-            capsize=0.15,
-            err_kws={"linewidth": 1.2},
-            ax=axis,
-        )
+        _runs_of_arms(axis, frame, order)
         axis.set(title=title, xlabel="", ylabel="test accuracy (%)")
         axis.tick_params(axis="x", rotation=30)
     return figure
+
+
+def _runs_of_arms(axis, frame: pd.DataFrame, order: list[str]) -> None:
+    """Every run as a point, and the mean of each arm with its 95 % t-interval; column ``percent``."""
+    sns.stripplot(
+        frame,
+        x="arm",
+        y="percent",
+        hue="arm",
+        order=order,
+        palette=ARM_COLOURS,
+        alpha=0.6,
+        size=4,
+        ax=axis,
+        legend=False,
+    )
+    sns.pointplot(
+        frame,
+        x="arm",
+        y="percent",
+        order=order,
+        color="0.2",
+        linestyle="none",
+        marker="_",
+        markersize=14,
+        errorbar=t_interval,
+        capsize=0.15,
+        err_kws={"linewidth": 1.2},
+        ax=axis,
+    )
 
 
 def t_interval(values) -> tuple[float, float]:
@@ -773,4 +780,140 @@ def latency(ratios: dict[str, pd.DataFrame], deployed: pd.DataFrame) -> Figure:
         axis.grid(False, axis="y")
         axis.set(title=f"batch of {batch_size}", xlabel="milliseconds a call")
     axes[1].legend(fontsize=7.5)
+    return figure
+
+
+def published_imagenet(table: pd.DataFrame, on_cifar: pd.Series) -> Figure:
+    """The two published bar charts of the ImageNet subset: as published, and with the values that were computed.
+
+    Parameters
+    ----------
+    table : DataFrame
+        `igkd.published.imagenet_subset`.
+    on_cifar : Series
+        Arm -> published CIFAR-10 accuracy (fraction) of the second chart, in its order, the teacher first.
+    """
+    students = table[table.metric.isin(["accuracy", "balanced_accuracy"]) & (table.arm != "Teacher")]
+    charts = {70: ("accuracy", "balanced accuracy"), 80: ("CIFAR-10, accuracy", "ImageNet, balanced accuracy")}
+    columns = {"plotted": "as published", "computed": "labels right"}
+    moved = set(students.arm[(students.plotted - students.computed).abs() > 5e-4])
+    figure, axes = plt.subplots(2, 2, figsize=(11, 6.6), sharey="row")
+    for line, (bottom, labels) in zip(axes, charts.items(), strict=True):
+        for axis, (column, title) in zip(line, columns.items(), strict=True):
+            wide = 100 * students.pivot(index="arm", columns="metric", values=column)
+            # the teacher is right on every image that it gets right
+            balanced = pd.concat([wide.balanced_accuracy, pd.Series({"Teacher": 100.0})])
+            first = wide.accuracy if bottom == 70 else 100 * on_cifar
+            order = [arm for arm in on_cifar.index if arm in first]
+            colours = [ARM_COLOURS.get(arm, "0.2") for arm in order]
+            for offset, values, alpha in ((-0.2, first, 0.4), (0.2, balanced, 1.0)):
+                bars = axis.bar(np.arange(len(order)) + offset, values[order], 0.38, color=colours, alpha=alpha)
+                axis.bar_label(bars, fmt="%.2f", fontsize=7, padding=1)
+            axis.set_xticks(range(len(order)), order)
+            for tick in axis.get_xticklabels():
+                tick.set_color("firebrick" if column == "plotted" and tick.get_text() in moved else "black")
+            axis.set(title=f"{title}: {labels[0]} (pale), {labels[1]}", ylim=(bottom, 90 if bottom == 70 else 102))
+            axis.title.set_fontsize(9)
+            axis.grid(False, axis="x")
+        line[0].set_ylabel(f"% (from {bottom})")
+    return figure
+
+
+def shifted_arms(panels: dict[str, pd.DataFrame], teacher: dict[str, float]) -> Figure:
+    """Every run of every arm on images of another kind, with means and 95 % t-intervals.
+
+    Parameters
+    ----------
+    panels : dict
+        Title -> table with columns ``arm``, ``accuracy`` (fraction), one row a run.
+    teacher : dict
+        Title -> the teacher's value (fraction), where there is one to show.
+    """
+    columns = 2
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(9.2, 3.1 * rows), squeeze=False)
+    for axis, (title, frame) in zip(axes.flat, panels.items(), strict=True):
+        order = [name for name in ARM_COLOURS if name in set(frame.arm)]
+        _runs_of_arms(axis, frame.assign(percent=100 * frame.accuracy), order)
+        axis.set(title=title, xlabel="", ylabel="%")
+        if title in teacher:
+            axis.annotate(
+                f"teacher: {teacher[title]:.1%}",
+                (0.02, 0.96),
+                xycoords="axes fraction",
+                va="top",
+                fontsize=8,
+                color="0.3",
+            )
+    return figure
+
+
+def confusions(panels: dict[str, np.ndarray], class_names: tuple[str, ...]) -> Figure:
+    """Confusion matrices side by side, each row scaled to the images of its true class (%).
+
+    Parameters
+    ----------
+    panels : dict
+        Title -> counts (K, K), rows are true classes; classes without images are left out of the rows.
+    class_names : tuple of str
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(0.6 + 4.3 * len(panels), 4.4), squeeze=False)
+    for axis, (title, counts) in zip(axes[0], panels.items(), strict=True):
+        there = counts.sum(1) > 0
+        shares = 100 * counts[there] / counts[there].sum(1, keepdims=True)
+        rows = [name for name, has in zip(class_names, there, strict=True) if has]
+        sns.heatmap(
+            pd.DataFrame(shares, rows, class_names),
+            annot=True,
+            fmt=".0f",
+            annot_kws={"fontsize": 7},
+            vmin=0,
+            vmax=100,
+            cmap="crest",
+            cbar=False,
+            ax=axis,
+            yticklabels=axis is axes[0, 0],
+        )
+        axis.set(title=title, xlabel="answer")
+        axis.tick_params(axis="x", rotation=60)
+    axes[0, 0].set_ylabel("true class")
+    return figure
+
+
+def robustness(table: pd.DataFrame, gains: dict[str, pd.DataFrame]) -> Figure:
+    """Accuracy under each corruption, and what the overlay adds to it.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``arm``, ``condition``, ``accuracy`` (fraction), one row a run and condition, in the order to be shown.
+    gains : dict
+        Name of a pair of arms -> table of paired comparisons (`igkd.statistics.Comparison`), with ``shift``.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=(1.5, 1))
+    order = list(table.condition.unique())
+    places = np.arange(len(order))
+    arms = [name for name in ARM_COLOURS if name in set(table.arm)]
+    for arm, offset in zip(arms, np.linspace(-0.25, 0.25, len(arms)), strict=True):
+        means = 100 * table[table.arm == arm].groupby("condition").accuracy.mean()[order]
+        left.plot(places + offset, means, "o", ms=4, alpha=0.75, color=ARM_COLOURS[arm], label=arm)
+    left.set_xticks(places, order, rotation=60, ha="right")
+    left.set(ylabel="accuracy (%)", title="means over the seeds")
+    left.legend(fontsize=8)
+    for offset, (name, rows) in zip((-0.12, 0.12), gains.items(), strict=True):
+        x = np.arange(len(rows)) + offset
+        reach = 100 * np.array([rows.difference - rows.low, rows.high - rows.difference])
+        right.errorbar(
+            x,
+            100 * rows.difference,
+            np.nan_to_num(reach),
+            fmt="o",
+            capsize=3,
+            color=ARM_COLOURS[name.split(" - ")[0]],
+            label=name,
+        )
+        right.set_xticks(range(len(rows)), rows["shift"], rotation=60, ha="right")
+    right.axhline(0, color="0.3", lw=1)
+    right.set(ylabel="points", title="what the overlay adds: paired by seed, 95 % intervals")
+    right.legend(fontsize=8)
     return figure

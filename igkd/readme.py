@@ -63,7 +63,14 @@ def claims(root: Path) -> str:
     study = Study("laptop", device="cpu", root=root, log=lambda line: None)
     lines = ["| | the paper says | published | here | pairs of runs | verdict |", "|---|---|---|---|---|---|"]
     for each in ledger(study):
-        cells = (each.claim.number, each.claim.says, each.published, str(each), each.n or "–", f"**{each.verdict}**: {each.why}")
+        cells = (
+            each.claim.number,
+            each.claim.says,
+            each.published,
+            str(each),
+            each.n or "–",
+            f"**{each.verdict}**: {each.why}",
+        )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 

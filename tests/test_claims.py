@@ -1,6 +1,8 @@
 """Verdicts on made-up records, and the ledger that shows them."""
 
+import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -9,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from igkd import claims, experiments, published
+from igkd import claims, experiments, published, shift
 from igkd.cost import keep_latency
 from igkd.engine import Study
 from igkd.runs import Record
@@ -76,6 +78,56 @@ def test_a_claim_without_truth_is_rarely_borne_out():
     half = stats.t.ppf(0.975, 9) * differences.std(1, ddof=1) / 10**0.5
     verdicts = [claims.judge_gain(m - h, m + h, 0.5) for m, h in zip(differences.mean(1), half, strict=True)]
     assert stats.binomtest(verdicts.count("reproduced"), n, 0.025).pvalue > 0.001
+
+
+def keep_evaluations(study, answers, fingerprint="f" * 16, teacher=None):
+    """Evaluations of the recorded arms; of 900 images of one class and 100 of another, `answers(arm, seed)` are right."""
+    for item in experiments.arms(study.plan, ("Student", "KD+IG")):
+        if study.store.find(item.run.key) is None:
+            continue
+        counts = np.zeros((10, 10), int)
+        for row, (right, of) in enumerate(
+            zip(answers(item.labels["arm"], item.labels["seed"]), (900, 100), strict=True)
+        ):
+            counts[row, [row, 9]] = right, of - right
+        teacher = study.plan.teacher_key if teacher is None else teacher
+        confusions = {shift.ALL: counts.tolist(), shift.TEACHER_CORRECT: counts.T.tolist()}
+        kept = shift.Evaluation("imagenet", item.run.key, fingerprint, "made up", teacher, "", confusions, "")
+        path = study.store.root / "shift" / "imagenet" / f"{item.run.key}-{fingerprint}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(kept)))
+
+
+def ahead_on_the_small_class(arm, seed):
+    return (790, 60 + seed % 3) if arm == "KD+IG" else (800, 50)
+
+
+def test_generalisation_is_judged_by_balanced_accuracy_on_all_images(tmp_path):
+    study = study_with(tmp_path, 0.0, 0.2, 10)
+    keep_evaluations(study, ahead_on_the_small_class)
+    finding = claims.CHECKS["C6"](study)
+    gains = 100 * (np.array([10 + seed % 3 for seed in range(10)]) / 100 - 10 / 900) / 2
+    assert finding.estimate == pytest.approx(gains.mean())  # in plain accuracy it would be about 0
+    half = stats.t.ppf(0.975, 9) * gains.std(ddof=1) / 10**0.5
+    assert (finding.low, finding.high) == pytest.approx((gains.mean() - half, gains.mean() + half))
+    assert (finding.verdict, finding.n) == ("reproduced", 10)
+    assert "0.96 points" in finding.claim.criterion  # half of 85.71 - 83.78
+    assert "+1.93 points in balanced accuracy (-2.15 in accuracy)" in finding.published
+
+
+def test_generalisation_behind_is_not_reproduced(tmp_path):
+    study = study_with(tmp_path, 1.0, 0.2, 10)
+    keep_evaluations(study, lambda arm, seed: (800, 50) if arm == "KD+IG" else (790, 60 + seed % 3))
+    assert claims.CHECKS["C6"](study).verdict == "not reproduced"
+
+
+@pytest.mark.parametrize(("pairs", "teacher", "n"), [(9, None, 9), (10, "another teacher", 0)])
+def test_generalisation_needs_all_declared_pairs_of_this_teacher(tmp_path, pairs, teacher, n):
+    study = study_with(tmp_path, 1.0, 0.2, pairs)
+    keep_evaluations(study, ahead_on_the_small_class, teacher=teacher)
+    finding = claims.CHECKS["C6"](study)
+    assert (finding.verdict, finding.n) == ("inconclusive", n)
+    assert f"{n} of 10 declared pairs" in finding.why
 
 
 def test_published_values_are_those_of_the_paper(tmp_path):
