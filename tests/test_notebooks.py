@@ -9,6 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from igkd.experiments import NOTEBOOKS as EXPERIMENTS
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -23,7 +25,7 @@ def outputs(notebook):
 
 
 def test_there_is_a_notebook_for_each_part_that_is_done():
-    assert [path.name[:2] for path in NOTEBOOKS[:4]] == ["00", "01", "02", "03"]
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{number:02d}" for number in range(9)] == list(EXPERIMENTS)
 
 
 def test_it_is_valid_and_has_one_parameters_cell(notebook):
