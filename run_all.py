@@ -35,7 +35,7 @@ def main() -> int:
         if options.list:
             return list_notebooks(notebooks)
         # Notebooks and the default place of the data are relative to the repository.
-        for name in {"IGKD_DATA"} & set(os.environ):
+        for name in {"IGKD_DATA", "IGKD_IMAGENET"} & set(os.environ):
             os.environ[name] = absolute(os.environ[name])
         options.data = absolute(options.data)
         os.chdir(REPOSITORY)
@@ -202,7 +202,8 @@ def publish_notebooks(notebooks: list[Notebook], profile: str) -> int:
         publish(notebook, build / notebook.path.name)
         print(f"{notebook.name}: has the outputs of the {profile} profile")
     copies = [(path, REPOSITORY / "figures") for path in sorted((build / "figures").iterdir())]
-    copies += [(path, REPOSITORY / "bench") for path in sorted(build.glob("run_all-*.json"))]
+    measured = [path for name in ("run_all", "latency") for path in sorted(build.glob(f"{name}-*.json"))]
+    copies += [(path, REPOSITORY / "bench") for path in measured]
     for path, folder in copies:
         folder.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / path.name)

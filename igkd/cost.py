@@ -1,11 +1,13 @@
 """What a network costs to run: parameters, operations, memory, time."""
 
 import json
+import platform
 import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,8 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from igkd.models import BLOCKS_REMOVED, MobileNetV2, count_parameters
+from igkd.errors import InputError
+from igkd.models import BLOCKS_REMOVED, Architecture, MobileNetV2, count_parameters
 
 
 def multiply_accumulates(model: nn.Module, size: tuple[int, int]) -> int:
@@ -31,6 +34,47 @@ def multiply_accumulates(model: nn.Module, size: tuple[int, int]) -> int:
     return counter.get_total_flops() // 2
 
 
+def costs(
+    networks: Iterable[Architecture], num_classes: int = 10, size: tuple[int, int] = (32, 32), batch_size: int = 1
+) -> pd.DataFrame:
+    """What networks cost whatever the machine, beside the teacher.
+
+    Parameters
+    ----------
+    networks : iterable of Architecture
+    num_classes : int
+    size : (H, W)
+        Of the images, pixels.
+    batch_size : int
+        For the activations.
+
+    Returns
+    -------
+    DataFrame
+        One row a network: ``blocks removed``, ``width``, ``parameters``, ``compression factor``, ``weights (kB)``
+        (of 1,000 bytes, float32), ``million MACs``, ``MAC ratio``, ``activations (kB)`` (`peak_activation_memory`).
+    """
+    teacher = MobileNetV2(num_classes)
+    parameters, operations = count_parameters(teacher), multiply_accumulates(teacher, size)
+    rows = []
+    for network in networks:
+        model = MobileNetV2(num_classes, network.blocks_removed, network.width)
+        count, macs = count_parameters(model), multiply_accumulates(model, size)
+        rows.append(
+            {
+                "blocks removed": network.blocks_removed,
+                "width": network.width,
+                "parameters": count,
+                "compression factor": parameters / count,
+                "weights (kB)": 4 * count / 1e3,
+                "million MACs": macs / 1e6,
+                "MAC ratio": operations / macs,
+                "activations (kB)": peak_activation_memory(model, size, batch_size) / 1e3,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def sizes(num_classes: int = 10, size: tuple[int, int] = (32, 32)) -> pd.DataFrame:
     """Parameters and multiply-accumulates of the teacher and of the paper's eight students.
 
@@ -45,20 +89,8 @@ def sizes(num_classes: int = 10, size: tuple[int, int] = (32, 32)) -> pd.DataFra
     DataFrame
         ``blocks removed``, ``parameters``, ``compression factor``, ``million MACs``, ``MAC ratio``.
     """
-    rows = []
-    for cut in (0, *BLOCKS_REMOVED):
-        model = MobileNetV2(num_classes, cut)
-        rows.append(
-            {
-                "blocks removed": cut,
-                "parameters": count_parameters(model),
-                "million MACs": multiply_accumulates(model, size) / 1e6,
-            }
-        )
-    table = pd.DataFrame(rows)
-    table.insert(2, "compression factor", table.parameters[0] / table.parameters)
-    table["MAC ratio"] = table["million MACs"][0] / table["million MACs"]
-    return table
+    columns = ["blocks removed", "parameters", "compression factor", "million MACs", "MAC ratio"]
+    return costs(map(Architecture, (0, *BLOCKS_REMOVED)), num_classes, size)[columns]
 
 
 @torch.inference_mode()
@@ -135,7 +167,8 @@ def latency(calls: dict[str, Callable[[], object]], repetitions: int = 50, warm_
     -------
     DataFrame
         Index ``name``; ``median``, with its 95 % interval ``low`` to ``high`` (from order statistics, without an
-        assumption on the distribution; `scipy.stats.quantile_test`), milliseconds; ``n``.
+        assumption on the distribution; `scipy.stats.quantile_test`), milliseconds; ``ratio``, ``ratio_low``,
+        ``ratio_high``: the same of the time of the first call over that of this one in the same round; ``n``.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warm_up + repetitions):
@@ -145,12 +178,91 @@ def latency(calls: dict[str, Callable[[], object]], repetitions: int = 50, warm_
             elapsed = time.perf_counter() - started
             if turn >= warm_up:
                 seconds[name].append(elapsed)
+    first = np.array(next(iter(seconds.values())))
     rows = []
     for name, values in seconds.items():
-        interval = stats.quantile_test(values, q=0, p=0.5).confidence_interval(0.95)
-        milliseconds = 1000 * np.array([np.median(values), interval.low, interval.high])
-        rows.append({"name": name, **dict(zip(("median", "low", "high"), milliseconds)), "n": len(values)})
+        time_taken = _median(1000 * np.array(values), ("median", "low", "high"))
+        ratio = _median(first / np.array(values), ("ratio", "ratio_low", "ratio_high"))
+        rows.append({"name": name} | time_taken | ratio | {"n": len(values)})
     return pd.DataFrame(rows).set_index("name")
+
+
+def _median(values: np.ndarray, names: tuple[str, str, str]) -> dict[str, float]:
+    interval = stats.quantile_test(values, q=0, p=0.5).confidence_interval(0.95)
+    return dict(zip(names, map(float, (np.median(values), interval.low, interval.high)), strict=True))
+
+
+def steady_state(
+    networks: Iterable[Architecture],
+    rounds: dict[int, int],
+    device: str = "cpu",
+    num_classes: int = 10,
+    size: tuple[int, int] = (32, 32),
+) -> pd.DataFrame:
+    """Latency of networks with fresh weights in PyTorch, float32: what they hold does not change their time.
+
+    Parameters
+    ----------
+    networks : iterable of Architecture
+        The first is what the others are compared with.
+    rounds : dict
+        Batch size -> measured rounds, at least 6; see `latency`.
+    device : str
+    num_classes : int
+    size : (H, W)
+        Of the images, pixels.
+
+    Returns
+    -------
+    DataFrame
+        One row a network and batch size: ``blocks_removed``, ``width``, ``batch_size``, then as `latency` without
+        its index.
+    """
+    networks = list(networks)
+    models = [each.build(num_classes, None, torch.Generator().manual_seed(0)).to(device) for each in networks]
+    tables = []
+    for batch_size, repetitions in rounds.items():
+        batch = torch.rand(batch_size, 3, *size, generator=torch.Generator().manual_seed(0))
+        calls = {each.name: forward_call(model, batch) for each, model in zip(networks, models, strict=True)}
+        table = latency(calls, repetitions, warm_up=3).reset_index(drop=True)
+        table.insert(0, "batch_size", batch_size)
+        table.insert(0, "width", [each.width for each in networks])
+        table.insert(0, "blocks_removed", [each.blocks_removed for each in networks])
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def keep_latency(path: Path, table: pd.DataFrame, machine: dict) -> None:
+    """Write a table of `steady_state` as JSON, with the machine and the versions that it belongs to.
+
+    Parameters
+    ----------
+    path : path
+    table : DataFrame
+    machine : dict
+        From `igkd.device.Compute.describe`.
+    """
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    content = {"machine": machine, "versions": versions, "steady_state": table.to_dict("records")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_latency(path: Path) -> tuple[pd.DataFrame, dict]:
+    """Inverse of `keep_latency`: the table and the machine.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text())
+        table = pd.DataFrame(content["steady_state"])
+        table[["blocks_removed", "width", "batch_size", "ratio", "ratio_low", "ratio_high", "n"]]  # all that is read
+        return table, content["machine"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} holds no latencies ({error}); delete it and execute notebook 07 again") from error
 
 
 _FIRST_CALLS = """

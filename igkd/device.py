@@ -73,7 +73,8 @@ def pick_compute(device: str = "auto") -> Compute:
     if device == "cpu":
         _keep_freed_memory()
         # Without bfloat16 instructions the processor emulates them, slower than float32.
-        bfloat16 = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+        able = getattr(torch.cpu, "get_capabilities", dict)()
+        bfloat16 = any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
     else:
         bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
     return Compute(device, bfloat16)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy import stats
 
 from igkd import statistics
@@ -34,7 +34,7 @@ def use_style() -> None:
     )
 
 
-def save(figure: Figure, name: str, study, table: pd.DataFrame | None) -> list[Path]:
+def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None) -> list[Path]:
     """Write a figure as PNG and PDF, stamped with what it was drawn from.
 
     Parameters
@@ -44,20 +44,25 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame | None) -> list[P
         File name without ending.
     study : igkd.engine.Study
         Its profile decides the folder, ``build/<profile>/figures/``; ``run_all.py --publish`` copies from there.
-    table : DataFrame or None
-        The records behind the figure, one a row (from `Study.ensure`); None if it shows published values only.
+    table : DataFrame, str or None
+        The records behind the figure, one a row (from `Study.ensure`); where it shows what was measured just now, a
+        text that says on what; None if it shows published values only. A column ``scored_on`` says in words which
+        images the figure is about, if not those of the records.
 
     Returns
     -------
     list of Path
     """
-    keys = "" if table is None else " ".join(dict.fromkeys(table.key))
+    keys = " ".join(dict.fromkeys(table.key)) if isinstance(table, pd.DataFrame) else ""
     if table is None:
         stamp = "published values only (igkd.published)"
+    elif isinstance(table, str):
+        stamp = f"profile {study.profile.name} · {table}"
     else:
         data = study.describe_data()
         if {"n_train", "n_test"} <= set(table):  # what the runs saw: more or less, maybe, than the profile's images
-            data = f"{study.images.name}, trained on {_range(table.n_train)}, scored on {_range(table.n_test)} images"
+            scored = table.scored_on.iloc[0] if "scored_on" in table else f"{_range(table.n_test)} images"
+            data = f"{study.images.name}, trained on {_range(table.n_train)}, scored on {scored}"
         stamp = (
             f"profile {study.profile.name} · {data} · "
             f"{len(table)} run{'s' * (len(table) != 1)} · records {records_digest(table)}"
@@ -138,35 +143,40 @@ def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
     order = [name for name in ARM_COLOURS if name in set(table.arm)]
     for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
         frame = frame[frame.arm.isin(order)].assign(percent=lambda rows: 100 * rows.accuracy)
-        sns.stripplot(
-            frame,
-            x="arm",
-            y="percent",
-            hue="arm",
-            order=order,
-            palette=ARM_COLOURS,
-            alpha=0.6,
-            size=4,
-            ax=axis,
-            legend=False,
-        )
-        sns.pointplot(
-            frame,
-            x="arm",
-            y="percent",
-            order=order,
-            color="0.2",
-            linestyle="none",
-            marker="_",
-            markersize=14,
-            errorbar=t_interval,
-            capsize=0.15,
-            err_kws={"linewidth": 1.2},
-            ax=axis,
-        )
+        _runs_of_arms(axis, frame, order)
         axis.set(title=title, xlabel="", ylabel="test accuracy (%)")
         axis.tick_params(axis="x", rotation=30)
     return figure
+
+
+def _runs_of_arms(axis, frame: pd.DataFrame, order: list[str]) -> None:
+    """Every run as a point, and the mean of each arm with its 95 % t-interval; column ``percent``."""
+    sns.stripplot(
+        frame,
+        x="arm",
+        y="percent",
+        hue="arm",
+        order=order,
+        palette=ARM_COLOURS,
+        alpha=0.6,
+        size=4,
+        ax=axis,
+        legend=False,
+    )
+    sns.pointplot(
+        frame,
+        x="arm",
+        y="percent",
+        order=order,
+        color="0.2",
+        linestyle="none",
+        marker="_",
+        markersize=14,
+        errorbar=t_interval,
+        capsize=0.15,
+        err_kws={"linewidth": 1.2},
+        ax=axis,
+    )
 
 
 def t_interval(values) -> tuple[float, float]:
@@ -617,6 +627,295 @@ def published_monte_carlo(bars: pd.DataFrame, summary: pd.DataFrame, whole: pd.S
         axis.set(ylabel="runs", title=f"{arm}, {row.n} runs on 80 % of the training images")
         axis.legend(fontsize=7.5, loc="upper left")
     axes[-1].set_xlabel("test accuracy (%)")
+    return figure
+
+
+def compression_accuracy(panels: dict[str, pd.DataFrame]) -> Figure:
+    """Accuracy over the compression factor, and below it the difference to Student.
+
+    Parameters
+    ----------
+    panels : dict
+        Title -> table with columns ``arm``, ``compression_factor``, ``accuracy`` (fraction) and maybe ``seed``, by
+        which differences are paired, and ``width``; networks narrower than 1 are drawn as open squares, unconnected.
+        Means have 95 % t-intervals where a point has two runs or more.
+    """
+    size = (4.4 * len(panels), 5.6)
+    figure, axes = plt.subplots(2, len(panels), figsize=size, squeeze=False, sharex=True, height_ratios=(3, 2))
+    for (upper, lower), (title, table) in zip(axes.T, panels.items(), strict=True):
+        if "seed" not in table:
+            table = table.assign(seed=0)
+        if "width" not in table:
+            table = table.assign(width=1.0)
+        arms = [arm for arm in ARM_COLOURS if arm in set(table.arm)]
+        of_student = table[table.arm == "Student"].set_index(["compression_factor", "seed"]).accuracy
+        for place, arm in enumerate(arms):
+            runs = table[table.arm == arm].set_index(["compression_factor", "seed"])
+            gains = runs.assign(accuracy=runs.accuracy - of_student).dropna(subset="accuracy")
+            shift = 1.06 ** (place - (len(arms) - 1) / 2)  # so that intervals do not hide each other
+            for axis, rows in ((upper, runs), (lower, gains)):
+                if axis is lower and arm == "Student":
+                    continue
+                for narrowed, group in rows.groupby(rows.width < 1):
+                    points = group.groupby("compression_factor").accuracy.agg(["mean", t_interval])
+                    ends = np.array([*points.t_interval]).T
+                    mean = points["mean"].to_numpy()
+                    axis.errorbar(
+                        points.index * shift,
+                        100 * mean,
+                        yerr=100 * np.abs(ends - mean),
+                        color=ARM_COLOURS[arm],
+                        fmt="s" if narrowed else "o-",
+                        mfc="none" if narrowed else None,
+                        ms=6 if narrowed else 4,
+                        lw=1.2,
+                        capsize=2.5,
+                        label=f"{arm}, narrowed" if narrowed else arm,
+                    )
+        upper.set(title=title, xscale="log", ylabel="test accuracy (%)")
+        upper.legend(fontsize=7.5)
+        lower.axhline(0, color=ARM_COLOURS["Student"], lw=1.2)
+        lower.set(xlabel="compression factor", ylabel="against Student\n(points)")
+        lower.xaxis.set_major_formatter("{x:g}")
+        lower.yaxis.set_major_locator(MaxNLocator(6))
+    return figure
+
+
+def pareto(table: pd.DataFrame, costs: dict[str, str]) -> Figure:
+    """Accuracy over several costs: networks that are cut, networks that are narrowed, and the Pareto front.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row a network: ``accuracy`` (fraction), ``low`` and ``high`` (its interval), ``blocks_removed``, ``width``
+        and the costs.
+    costs : dict
+        Column -> axis label.
+    """
+    figure, axes = plt.subplots(1, len(costs), figsize=(3.7 * len(costs), 3.5), squeeze=False, sharey=True)
+    blue, orange = sns.color_palette("colorblind")[:2]
+    for axis, (cost, label) in zip(axes[0], costs.items(), strict=True):
+        for narrowed, group in table.sort_values(cost).groupby(table.width < 1):
+            accuracy = 100 * group.accuracy.to_numpy()
+            axis.errorbar(
+                group[cost],
+                accuracy,
+                yerr=np.abs(100 * group[["low", "high"]].to_numpy().T - accuracy),
+                fmt="s" if narrowed else "o-",
+                color=orange if narrowed else blue,
+                lw=1.2,
+                ms=5,
+                capsize=2.5,
+                label="narrowed" if narrowed else "cut",
+            )
+        front = table[statistics.pareto_front(table[cost], table.accuracy)].sort_values(cost)
+        axis.step(front[cost], 100 * front.accuracy, where="post", color="0.3", lw=1, ls="--", label="Pareto front")
+        for row in table.itertuples():
+            axis.annotate(
+                f"{row.blocks_removed}" + (f" x {row.width:g}" if row.width < 1 else ""),
+                (getattr(row, cost), 100 * row.accuracy),
+                xytext=(4, -10),
+                textcoords="offset points",
+                fontsize=7,
+                color="0.35",
+            )
+        axis.set(xscale="log", xlabel=label)
+        axis.margins(x=0.12)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter(FuncFormatter(_in_thousands))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.tick_params(axis="x", labelsize=8)
+    axes[0, 0].set_ylabel("test accuracy (%)")
+    axes[0, 0].legend(fontsize=8)
+    return figure
+
+
+def _in_thousands(x: float, _) -> str:
+    return f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x >= 1e3 else f"{x:g}"
+
+
+def latency(ratios: dict[str, pd.DataFrame], deployed: pd.DataFrame) -> Figure:
+    """How much faster students are than the teacher, by several measures, and the time of deployed networks.
+
+    Parameters
+    ----------
+    ratios : dict
+        Name of a measure -> table with columns ``compression_factor``, ``ratio`` and maybe ``ratio_low``,
+        ``ratio_high``.
+    deployed : DataFrame
+        Columns ``network``, ``runtime``, ``batch_size``, ``median``, ``low``, ``high`` (milliseconds of one call).
+    """
+    batch_sizes = sorted(deployed.batch_size.unique())
+    figure, axes = plt.subplots(1, 1 + len(batch_sizes), figsize=(13, 4), width_ratios=(1.7, *[1] * len(batch_sizes)))
+    left = axes[0]
+    for (name, table), colour in zip(ratios.items(), sns.color_palette("colorblind"), strict=False):
+        table = table.sort_values("compression_factor")
+        left.plot(table.compression_factor, table.ratio, "o-", ms=4, lw=1.2, color=colour, label=name)
+        if "ratio_low" in table:
+            left.fill_between(
+                table.compression_factor, table.ratio_low, table.ratio_high, color=colour, alpha=0.2, lw=0
+            )
+    left.axhline(1, color="0.3", lw=1)
+    left.set(xscale="log", yscale="log", xlabel="compression factor", ylabel="teacher's cost / student's cost")
+    for axis in (left.xaxis, left.yaxis):
+        axis.set_major_formatter("{x:g}")
+    left.legend(fontsize=7.5, loc="upper left")
+    runtimes = list(dict.fromkeys(deployed.runtime))
+    networks = list(dict.fromkeys(deployed.network))
+    for axis, batch_size in zip(axes[1:], batch_sizes, strict=True):
+        for place, (network, colour) in enumerate(zip(networks, sns.color_palette("colorblind")[4:], strict=False)):
+            rows = deployed[(deployed.network == network) & (deployed.batch_size == batch_size)]
+            rows = rows.set_index("runtime").loc[runtimes]
+            axis.barh(
+                np.arange(len(runtimes)) + 0.4 * (place - (len(networks) - 1) / 2),
+                rows["median"],
+                0.38,
+                xerr=np.array([rows["median"] - rows.low, rows.high - rows["median"]]),
+                color=colour,
+                label=network,
+                error_kw={"lw": 1},
+            )
+        axis.set_yticks(range(len(runtimes)), runtimes if axis is axes[1] else [""] * len(runtimes))
+        axis.invert_yaxis()
+        axis.grid(False, axis="y")
+        axis.set(title=f"batch of {batch_size}", xlabel="milliseconds a call")
+    axes[1].legend(fontsize=7.5)
+    return figure
+
+
+def published_imagenet(table: pd.DataFrame, on_cifar: pd.Series) -> Figure:
+    """The two published bar charts of the ImageNet subset: as published, and with the values that were computed.
+
+    Parameters
+    ----------
+    table : DataFrame
+        `igkd.published.imagenet_subset`.
+    on_cifar : Series
+        Arm -> published CIFAR-10 accuracy (fraction) of the second chart, in its order, the teacher first.
+    """
+    students = table[table.metric.isin(["accuracy", "balanced_accuracy"]) & (table.arm != "Teacher")]
+    charts = {70: ("accuracy", "balanced accuracy"), 80: ("CIFAR-10, accuracy", "ImageNet, balanced accuracy")}
+    columns = {"plotted": "as published", "computed": "labels right"}
+    moved = set(students.arm[(students.plotted - students.computed).abs() > 5e-4])
+    figure, axes = plt.subplots(2, 2, figsize=(11, 6.6), sharey="row")
+    for line, (bottom, labels) in zip(axes, charts.items(), strict=True):
+        for axis, (column, title) in zip(line, columns.items(), strict=True):
+            wide = 100 * students.pivot(index="arm", columns="metric", values=column)
+            # the teacher is right on every image that it gets right
+            balanced = pd.concat([wide.balanced_accuracy, pd.Series({"Teacher": 100.0})])
+            first = wide.accuracy if bottom == 70 else 100 * on_cifar
+            order = [arm for arm in on_cifar.index if arm in first]
+            colours = [ARM_COLOURS.get(arm, "0.2") for arm in order]
+            for offset, values, alpha in ((-0.2, first, 0.4), (0.2, balanced, 1.0)):
+                bars = axis.bar(np.arange(len(order)) + offset, values[order], 0.38, color=colours, alpha=alpha)
+                axis.bar_label(bars, fmt="%.2f", fontsize=7, padding=1)
+            axis.set_xticks(range(len(order)), order)
+            for tick in axis.get_xticklabels():
+                tick.set_color("firebrick" if column == "plotted" and tick.get_text() in moved else "black")
+            axis.set(title=f"{title}: {labels[0]} (pale), {labels[1]}", ylim=(bottom, 90 if bottom == 70 else 102))
+            axis.title.set_fontsize(9)
+            axis.grid(False, axis="x")
+        line[0].set_ylabel(f"% (from {bottom})")
+    return figure
+
+
+def shifted_arms(panels: dict[str, pd.DataFrame], teacher: dict[str, float]) -> Figure:
+    """Every run of every arm on images of another kind, with means and 95 % t-intervals.
+
+    Parameters
+    ----------
+    panels : dict
+        Title -> table with columns ``arm``, ``accuracy`` (fraction), one row a run.
+    teacher : dict
+        Title -> the teacher's value (fraction), where there is one to show.
+    """
+    columns = 2
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(9.2, 3.1 * rows), squeeze=False)
+    for axis, (title, frame) in zip(axes.flat, panels.items(), strict=True):
+        order = [name for name in ARM_COLOURS if name in set(frame.arm)]
+        _runs_of_arms(axis, frame.assign(percent=100 * frame.accuracy), order)
+        axis.set(title=title, xlabel="", ylabel="%")
+        if title in teacher:
+            axis.annotate(
+                f"teacher: {teacher[title]:.1%}",
+                (0.02, 0.96),
+                xycoords="axes fraction",
+                va="top",
+                fontsize=8,
+                color="0.3",
+            )
+    return figure
+
+
+def confusions(panels: dict[str, np.ndarray], class_names: tuple[str, ...]) -> Figure:
+    """Confusion matrices side by side, each row scaled to the images of its true class (%).
+
+    Parameters
+    ----------
+    panels : dict
+        Title -> counts (K, K), rows are true classes; classes without images are left out of the rows.
+    class_names : tuple of str
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(0.6 + 4.3 * len(panels), 4.4), squeeze=False)
+    for axis, (title, counts) in zip(axes[0], panels.items(), strict=True):
+        there = counts.sum(1) > 0
+        shares = 100 * counts[there] / counts[there].sum(1, keepdims=True)
+        rows = [name for name, has in zip(class_names, there, strict=True) if has]
+        sns.heatmap(
+            pd.DataFrame(shares, rows, class_names),
+            annot=True,
+            fmt=".0f",
+            annot_kws={"fontsize": 7},
+            vmin=0,
+            vmax=100,
+            cmap="crest",
+            cbar=False,
+            ax=axis,
+            yticklabels=axis is axes[0, 0],
+        )
+        axis.set(title=title, xlabel="answer")
+        axis.tick_params(axis="x", rotation=60)
+    axes[0, 0].set_ylabel("true class")
+    return figure
+
+
+def robustness(table: pd.DataFrame, gains: dict[str, pd.DataFrame]) -> Figure:
+    """Accuracy under each corruption, and what the overlay adds to it.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``arm``, ``condition``, ``accuracy`` (fraction), one row a run and condition, in the order to be shown.
+    gains : dict
+        Name of a pair of arms -> table of paired comparisons (`igkd.statistics.Comparison`), with ``shift``.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=(1.5, 1))
+    order = list(table.condition.unique())
+    places = np.arange(len(order))
+    arms = [name for name in ARM_COLOURS if name in set(table.arm)]
+    for arm, offset in zip(arms, np.linspace(-0.25, 0.25, len(arms)), strict=True):
+        means = 100 * table[table.arm == arm].groupby("condition").accuracy.mean()[order]
+        left.plot(places + offset, means, "o", ms=4, alpha=0.75, color=ARM_COLOURS[arm], label=arm)
+    left.set_xticks(places, order, rotation=60, ha="right")
+    left.set(ylabel="accuracy (%)", title="means over the seeds")
+    left.legend(fontsize=8)
+    for offset, (name, rows) in zip((-0.12, 0.12), gains.items(), strict=True):
+        x = np.arange(len(rows)) + offset
+        reach = 100 * np.array([rows.difference - rows.low, rows.high - rows.difference])
+        right.errorbar(
+            x,
+            100 * rows.difference,
+            np.nan_to_num(reach),
+            fmt="o",
+            capsize=3,
+            color=ARM_COLOURS[name.split(" - ")[0]],
+            label=name,
+        )
+        right.set_xticks(range(len(rows)), rows["shift"], rotation=60, ha="right")
+    right.axhline(0, color="0.3", lw=1)
+    right.set(ylabel="points", title="what the overlay adds: paired by seed, 95 % intervals")
+    right.legend(fontsize=8)
     return figure
 
 

@@ -33,7 +33,7 @@ SIZE_MULTIPLE = 8
 # One seed for every subset: all arms and all seeds are judged on the same held-out images.
 _VALIDATION_SEED = 20_231
 _DIGITS_SEED = 0
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 _WAYS = (
     f"(1) download the official files with `--data {DOWNLOAD}` (170 MB into {OFFICIAL_FOLDER.as_posix()}), "
@@ -291,28 +291,40 @@ def _official(folder: Path, download: bool) -> ImageSet:
     return _checked(folder, train.data, np.array(train.targets), test.data, np.array(test.targets), CIFAR10_CLASSES)
 
 
-def _from_npz(path: Path) -> ImageSet:
+def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Arrays of an ``.npz`` file, ``class_names`` among them, without unpickling anything.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, lacks an array, or holds Python objects.
+    """
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path} is not an .npz file, or was cut short; write it with numpy.savez")
     try:
         # Never unpickled: a pickle from elsewhere can run any code.
         with np.load(path, allow_pickle=False) as arrays:
-            missing = [name for name in _ARRAYS if name not in arrays]
+            missing = [name for name in names if name not in arrays]
             if missing:
-                raise InputError(f"{path} lacks {', '.join(missing)}; save all of {', '.join(_ARRAYS)}")
-            loaded = {name: np.asarray(arrays[name]) for name in _ARRAYS}
+                raise InputError(f"{path} lacks {', '.join(missing)}; save all of {', '.join(names)}")
+            loaded = {name: np.asarray(arrays[name]) for name in names}
     except InputError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path} cannot be read: {_line(error)}; write it with numpy.savez, without object arrays"
         ) from error
-    names = loaded["class_names"]
-    if names.dtype.kind != "U" or names.ndim != 1:
+    classes = loaded["class_names"]
+    if classes.dtype.kind != "U" or classes.ndim != 1:
         raise InputError(
-            f"{path}: class_names is {names.dtype} of shape {names.shape}; give a row of strings, one a class"
+            f"{path}: class_names is {classes.dtype} of shape {classes.shape}; give a row of strings, one a class"
         )
-    return _checked(path, *(loaded[name] for name in _ARRAYS[:4]), tuple(names.tolist()))
+    return loaded
+
+
+def _from_npz(path: Path) -> ImageSet:
+    loaded = read_npz(path, _ARRAYS)
+    return _checked(path, *(loaded[name] for name in _ARRAYS[:4]), tuple(loaded["class_names"].tolist()))
 
 
 def _from_folder(folder: Path) -> ImageSet:
@@ -337,17 +349,17 @@ def _read_part(folder: Path, classes: tuple[str, ...]) -> tuple[np.ndarray, np.n
     files, labels = [], []
     for label, name in enumerate(classes):
         # Sorted, because the order in which a folder is listed differs from machine to machine.
-        found = sorted(file for file in (folder / name).iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
+        found = sorted(file for file in (folder / name).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
         if not found:
             raise InputError(f"{folder / name} has no .png, .jpg or .jpeg file; add some or remove the class")
         files += found
         labels += [label] * len(found)
     if not files:
         raise InputError(f"{folder} has no class folders; give {folder}/<class>/*.png")
-    first = _read_image(files[0])
+    first = read_image(files[0])
     images = np.empty((len(files), *first.shape), np.uint8)
     for row, file in enumerate(files):
-        image = _read_image(file)
+        image = read_image(file)
         if image.shape != first.shape:
             raise InputError(
                 f"{file} has {image.shape[0]}x{image.shape[1]} pixels but {files[0]} has "
@@ -357,7 +369,8 @@ def _read_part(folder: Path, classes: tuple[str, ...]) -> tuple[np.ndarray, np.n
     return images, np.array(labels)
 
 
-def _read_image(file: Path) -> np.ndarray:
+def read_image(file: Path) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 of a .png or .jpeg file; a grey image gets three equal channels."""
     try:
         with Image.open(file) as image:
             if image.mode.startswith(("I", "F")):
@@ -375,7 +388,7 @@ def _checked(source: Path, train_images, train_labels, test_images, test_labels,
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise InputError(f"{source}: class_names must be two or more different names, not {list(classes)}")
     for part, images, labels in (("train", train_images, train_labels), ("test", test_images, test_labels)):
-        _check_images(f"{source}: {part}_images", images)
+        check_images(f"{source}: {part}_images", images)
         _check_labels(f"{source}: {part}_labels", labels, len(images), classes)
     if train_images.shape[1:] != test_images.shape[1:]:
         raise InputError(
@@ -394,7 +407,8 @@ def _checked(source: Path, train_images, train_labels, test_images, test_labels,
     )
 
 
-def _check_images(what: str, images: np.ndarray) -> None:
+def check_images(what: str, images: np.ndarray) -> None:
+    """Refuse what is no stack of images (N, H, W, 3) uint8 that the networks take; `what` is its name."""
     if images.dtype != np.uint8:
         raise InputError(f"{what} is {images.dtype}; save whole pixel values 0 to 255 as uint8")
     if images.ndim != 4 or images.shape[3] != 3:

@@ -50,6 +50,14 @@ class Architecture:
     width: float = 1.0
     normalize: bool = False
 
+    @property
+    def name(self) -> str:
+        """In a few words, for tables and figures."""
+        if self.blocks_removed == 0 and self.width == 1:
+            return "teacher"
+        narrowed = f", width {self.width:g}" if self.width != 1 else ""
+        return f"{self.blocks_removed} removed{narrowed}"
+
     def build(self, num_classes: int, mean_std, generator: torch.Generator | None = None) -> "MobileNetV2":
         """The network with fresh weights drawn from `generator`; `mean_std` as in `ImageSet.mean_std`."""
         model = MobileNetV2(num_classes, self.blocks_removed, self.width, mean_std if self.normalize else None)

@@ -98,14 +98,18 @@ def outlook(study: Study, notebooks: Iterable[str]) -> tuple[dict[str, Outlook],
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of training for each unit of `Study.work`, for each number of blocks removed."""
+    """Seconds of training for each unit of `Study.work`, for each number of blocks removed and width."""
 
-    rates: dict[int, float]
+    rates: dict[tuple[int, float], float]
 
     def seconds(self, study: Study, run: Run) -> float:
-        """Estimate for one run; a cut that was never measured is taken as the mean of the others."""
+        """Estimate for one run; a network that was never measured is taken as the mean of the others."""
         mean = sum(self.rates.values()) / len(self.rates)
-        return self.rates.get(run.architecture.blocks_removed, mean) * study.work(run)
+        return self.rates.get(_shape(run), mean) * study.work(run)
+
+
+def _shape(run: Run) -> tuple[int, float]:
+    return run.architecture.blocks_removed, run.architecture.width
 
 
 def measure_speed(study: Study, runs: list[Run]) -> tuple[Speed, str]:
@@ -116,13 +120,13 @@ def measure_speed(study: Study, runs: list[Run]) -> tuple[Speed, str]:
     for record in study.store.records():
         machine = record.provenance.get("machine", {})
         if record.run.data == study.fingerprint and here == {name: machine.get(name) for name in here}:
-            total = totals[record.run.architecture.blocks_removed]
+            total = totals[_shape(record.run)]
             total[0] += record.provenance["seconds"]
             total[1] += study.work(record.run)
             count += 1
     if count:
         return Speed(
-            {cut: seconds / work for cut, (seconds, work) in totals.items()}
+            {shape: seconds / work for shape, (seconds, work) in totals.items()}
         ), f"{count} records of this machine"
     return _calibrate(study, runs[-1]), "a few steps measured now; there is no record of this machine"
 
@@ -149,7 +153,7 @@ def _calibrate(study: Study, run: Run) -> Speed:
             seconds = record.provenance["seconds"]
     # The first call also pays for whatever is set up once, so the second alone is counted.
     per_image = study.work(plain) / (len(images.train_images) * run.recipe.num_epochs)
-    return Speed({run.architecture.blocks_removed: seconds / (per_image * record.outcome["n_train"] * epochs)})
+    return Speed({_shape(run): seconds / (per_image * record.outcome["n_train"] * epochs)})
 
 
 def _as_training(study: Study, run: Run) -> Run:

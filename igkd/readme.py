@@ -63,7 +63,14 @@ def claims(root: Path) -> str:
     study = Study("laptop", device="cpu", root=root, log=lambda line: None)
     lines = ["| | the paper says | published | here | pairs of runs | verdict |", "|---|---|---|---|---|---|"]
     for each in ledger(study):
-        cells = (each.claim.number, each.claim.says, each.published, str(each), each.n or "–", f"**{each.verdict}**: {each.why}")
+        cells = (
+            each.claim.number,
+            each.claim.says,
+            each.published,
+            str(each),
+            each.n or "–",
+            f"**{each.verdict}**: {each.why}",
+        )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
@@ -85,6 +92,7 @@ def state(root: Path) -> str:
         [
             {
                 "cut": record.run.architecture.blocks_removed,
+                "width": record.run.architecture.width,
                 "n_train": record.outcome["n_train"],
                 "split": record.run.split,
             }
@@ -93,9 +101,10 @@ def state(root: Path) -> str:
         ]
     )
     if not students.empty:
-        for (cut, n_train, split), group in students.groupby(["cut", "n_train", "split"]):
+        for (cut, width, n_train, split), group in students.groupby(["cut", "width", "n_train", "split"]):
+            narrowed = f" and width {width:g}" if width != 1 else ""
             lines.append(
-                f"- Students with {cut} of 19 blocks removed, {n_train:,} training images, scored on the {split} "
+                f"- Students with {cut} of 19 blocks removed{narrowed}, {n_train:,} training images, scored on the {split} "
                 f"images: {len(group)} runs."
             )
     full_size = PROFILES["paper"]

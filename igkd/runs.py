@@ -243,8 +243,9 @@ class Store:
         return path
 
     def forget(self, key: str) -> None:
-        """Remove the record, weights and checkpoint of a run, so that it is trained again."""
-        for path in [*self.root.glob(f"*/{key}.json"), self.weights_path(key), self.checkpoint_path(key)]:
+        """Remove what is known of a run, evaluations on other images too, so that it is trained again."""
+        known = [*self.root.glob(f"*/{key}.json"), *self.root.glob(f"shift/*/{key}-*.json")]
+        for path in [*known, self.weights_path(key), self.checkpoint_path(key)]:
             path.unlink(missing_ok=True)
 
     def weights_path(self, key: str) -> Path:

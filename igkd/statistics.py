@@ -1025,3 +1025,60 @@ def best_of_n(n: int, mean: float = 0.0, sd: float = 1.0) -> float:
 
     # beyond 12 standard deviations the density is below 1e-31, whatever n is used in practice
     return mean + sd * integrate.quad(weighted, -12, 12, points=(0, 3), limit=200)[0]
+
+
+# -- accuracy against cost -------------------------------------------------------------------------
+
+
+def at_equal_cost(narrowed: pd.DataFrame, cut: pd.DataFrame, cost: str, beyond: float = 0.05) -> pd.Series:
+    """How much better is a narrowed network than a cut one would be at the same cost?
+
+    Parameters
+    ----------
+    narrowed, cut : DataFrame
+        Columns ``arm``, ``seed``, ``accuracy`` (fraction) and `cost` (positive), one row a run.
+    cost : str
+        Column of the cost.
+    beyond : float
+        Relative distance outside the costs of the cut networks up to which the nearest of them stands in.
+
+    Returns
+    -------
+    Series
+        For each row of `narrowed` its accuracy minus that of the cut networks with the same arm and seed, interpolated
+        linearly in the logarithm of the cost; NaN where its cost is further out.
+    """
+    columns = ["arm", "seed", "accuracy", cost]
+    _pick(narrowed, columns)
+    _pick(cut, columns)
+    if (pd.concat([narrowed[cost], cut[cost]]) <= 0).any():
+        raise InputError(f"{cost} has values of 0 or less; costs are positive")
+    curves = {name: group.sort_values(cost) for name, group in cut.groupby(["arm", "seed"])}
+    found = {}
+    for row, run in narrowed.iterrows():
+        curve = curves.get((run["arm"], run["seed"]))
+        found[row] = np.nan
+        if curve is None:
+            continue
+        lowest, highest = curve[cost].iloc[0], curve[cost].iloc[-1]
+        if lowest / (1 + beyond) <= run[cost] <= highest * (1 + beyond):
+            expected = np.interp(np.log(run[cost]), np.log(curve[cost]), curve["accuracy"])
+            found[row] = run["accuracy"] - expected
+    return pd.Series(found, index=narrowed.index, dtype=float)
+
+
+def pareto_front(cost: Iterable[float], accuracy: Iterable[float]) -> np.ndarray:
+    """Which networks does no other beat, being at most as costly, at least as accurate, and better in one of both?
+
+    Parameters
+    ----------
+    cost, accuracy : (n,) array_like
+
+    Returns
+    -------
+    ndarray (n,) of bool
+    """
+    cost, accuracy = (np.asarray(values, float) for values in (cost, accuracy))
+    no_worse = (cost[:, None] <= cost) & (accuracy[:, None] >= accuracy)
+    better = (cost[:, None] < cost) | (accuracy[:, None] > accuracy)
+    return ~(no_worse & better).any(axis=0)

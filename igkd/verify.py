@@ -68,7 +68,9 @@ def _again(study: Study, item: Planned, items: list[Planned]) -> Check:
     name = f"{describe(item)} ({item.run.key})"
     if again.outcome["weights"] == record.outcome["weights"]:
         return Check(name, True, "equal bit for bit")
-    siblings = [study.store.find(other.run.key) for other in items if replace(other.run, seed=0) == replace(item.run, seed=0)]
+    siblings = [
+        study.store.find(other.run.key) for other in items if replace(other.run, seed=0) == replace(item.run, seed=0)
+    ]
     return compare(name, record, again, [other.outcome["accuracy"] for other in siblings])
 
 

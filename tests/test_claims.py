@@ -1,14 +1,18 @@
 """Verdicts on made-up records, and the ledger that shows them."""
 
+import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from igkd import claims, experiments, published
+from igkd import claims, experiments, published, shift
+from igkd.cost import keep_latency
 from igkd.engine import Study
 from igkd.runs import Record
 
@@ -76,6 +80,56 @@ def test_a_claim_without_truth_is_rarely_borne_out():
     assert stats.binomtest(verdicts.count("reproduced"), n, 0.025).pvalue > 0.001
 
 
+def keep_evaluations(study, answers, fingerprint="f" * 16, teacher=None):
+    """Evaluations of the recorded arms; of 900 images of one class and 100 of another, `answers(arm, seed)` are right."""
+    for item in experiments.arms(study.plan, ("Student", "KD+IG")):
+        if study.store.find(item.run.key) is None:
+            continue
+        counts = np.zeros((10, 10), int)
+        for row, (right, of) in enumerate(
+            zip(answers(item.labels["arm"], item.labels["seed"]), (900, 100), strict=True)
+        ):
+            counts[row, [row, 9]] = right, of - right
+        teacher = study.plan.teacher_key if teacher is None else teacher
+        confusions = {shift.ALL: counts.tolist(), shift.TEACHER_CORRECT: counts.T.tolist()}
+        kept = shift.Evaluation("imagenet", item.run.key, fingerprint, "made up", teacher, "", confusions, "")
+        path = study.store.root / "shift" / "imagenet" / f"{item.run.key}-{fingerprint}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(kept)))
+
+
+def ahead_on_the_small_class(arm, seed):
+    return (790, 60 + seed % 3) if arm == "KD+IG" else (800, 50)
+
+
+def test_generalisation_is_judged_by_balanced_accuracy_on_all_images(tmp_path):
+    study = study_with(tmp_path, 0.0, 0.2, 10)
+    keep_evaluations(study, ahead_on_the_small_class)
+    finding = claims.CHECKS["C6"](study)
+    gains = 100 * (np.array([10 + seed % 3 for seed in range(10)]) / 100 - 10 / 900) / 2
+    assert finding.estimate == pytest.approx(gains.mean())  # in plain accuracy it would be about 0
+    half = stats.t.ppf(0.975, 9) * gains.std(ddof=1) / 10**0.5
+    assert (finding.low, finding.high) == pytest.approx((gains.mean() - half, gains.mean() + half))
+    assert (finding.verdict, finding.n) == ("reproduced", 10)
+    assert "0.96 points" in finding.claim.criterion  # half of 85.71 - 83.78
+    assert "+1.93 points in balanced accuracy (-2.15 in accuracy)" in finding.published
+
+
+def test_generalisation_behind_is_not_reproduced(tmp_path):
+    study = study_with(tmp_path, 1.0, 0.2, 10)
+    keep_evaluations(study, lambda arm, seed: (800, 50) if arm == "KD+IG" else (790, 60 + seed % 3))
+    assert claims.CHECKS["C6"](study).verdict == "not reproduced"
+
+
+@pytest.mark.parametrize(("pairs", "teacher", "n"), [(9, None, 9), (10, "another teacher", 0)])
+def test_generalisation_needs_all_declared_pairs_of_this_teacher(tmp_path, pairs, teacher, n):
+    study = study_with(tmp_path, 1.0, 0.2, pairs)
+    keep_evaluations(study, ahead_on_the_small_class, teacher=teacher)
+    finding = claims.CHECKS["C6"](study)
+    assert (finding.verdict, finding.n) == ("inconclusive", n)
+    assert f"{n} of 10 declared pairs" in finding.why
+
+
 def test_published_values_are_those_of_the_paper(tmp_path):
     findings = {each.claim.number: each for each in claims.ledger(study_with(tmp_path, 0, 1, 0))}
     assert list(findings) == [f"C{number}" for number in range(1, 8)]
@@ -141,3 +195,112 @@ def test_claims_without_released_runs_have_a_dash(tmp_path):
     table = claims.as_table(claims.ledger(study_with(tmp_path, 0, 1, 0)))
     assert {claim for claim, text in table["as released"].items() if text != "–"} == {"C1", "C3"}
     assert table.loc["C1", "as released"] == "inconclusive"  # declared, and not recorded
+
+
+def with_latency(tmp_path, ratio, half, place="build/paper"):
+    """A study with a measurement in which the student is this many times faster, give or take `half`."""
+    row = {"blocks_removed": 5, "width": 1.0, "batch_size": 1, "ratio": ratio, "n": 20}
+    other = row | {"batch_size": 64, "ratio": 99.0, "ratio_low": 98.0, "ratio_high": 100.0}
+    table = pd.DataFrame([other, row | {"ratio_low": ratio - half, "ratio_high": ratio + half}])
+    keep_latency(tmp_path / place / "latency-paper.json", table, {"name": "a machine", "device": "cpu", "threads": 2})
+    return study_with(tmp_path, 0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "half", "verdict"),
+    [
+        (10.0, 1.0, "reproduced"),
+        (5.40, 0.01, "reproduced"),  # 140 / 13 / 2 = 5.385
+        (5.37, 0.01, "not reproduced"),
+        (5.0, 0.1, "not reproduced"),
+        (1.5, 0.1, "not reproduced"),
+        (5.4, 1.0, "inconclusive"),
+    ],
+)
+def test_c2_asks_for_half_of_the_published_ratio(tmp_path, ratio, half, verdict):
+    finding = claims.CHECKS["C2"](with_latency(tmp_path, ratio, half))
+    assert finding.verdict == verdict
+    assert (finding.estimate, finding.low, finding.high, finding.n) == (ratio, ratio - half, ratio + half, 20)
+    assert "a machine, 2 threads" in finding.data
+
+
+def test_c2_takes_what_was_measured_here_before_what_the_repository_brings(tmp_path):
+    with_latency(tmp_path, 9.0, 0.1, "bench")
+    assert claims.CHECKS["C2"](study_with(tmp_path, 0, 1, 0)).estimate == 9.0
+    assert claims.CHECKS["C2"](with_latency(tmp_path, 2.0, 0.1)).estimate == 2.0
+
+
+def gains(means, spread=0.05, seeds=5):
+    """Gains (points) at eight factors over seeds, with exactly these means and this standard deviation."""
+    noise = np.random.default_rng(0).normal(size=(seeds, 8))
+    noise = stats.zscore(noise, axis=0, ddof=1)
+    return pd.DataFrame(np.asarray(means) + spread * noise, columns=[3, 5, 7, 9, 11, 13, 15, 17]) / 100
+
+
+@pytest.mark.parametrize(
+    ("means", "spread", "verdict", "why"),
+    [
+        ([0.5] * 8, 0.05, "reproduced", "ahead in the mean at every factor"),
+        ([0.5] * 7 + [-0.5], 0.05, "not reproduced", "behind at 1 of 8"),
+        ([0.5] * 7 + [-0.01], 0.05, "inconclusive", "not ahead in the mean at 1 of 8"),
+        ([0.0] * 8, 0.05, "not reproduced", "ends below 0.10 points"),
+        ([0.05] * 8, 0.01, "not reproduced", "ends below 0.10 points"),  # ahead, but by less than half
+        ([0.2] * 8, 2.0, "inconclusive", "more seeds"),
+    ],
+)
+def test_each_outcome_of_c5(means, spread, verdict, why):
+    table = gains(means, spread)
+    found, reason, interval = claims.judge_factors(table, 0.00097)
+    assert found == verdict and why in reason
+    assert interval == pytest.approx(stats.ttest_1samp(table.mean(axis=1), 0).confidence_interval(0.95))
+
+
+def test_c5_corrects_for_asking_at_eight_factors():
+    """One factor behind with an uncorrected p of 0.03 among eight is what chance does in one case of five."""
+    table = gains([0.5] * 8, spread=1.0)
+    t = stats.t.isf(0.015, 4)
+    column = stats.zscore(np.arange(5.0), ddof=1)
+    table[17] = (column - t / 5**0.5) / 100
+    assert stats.ttest_1samp(table[17], 0).pvalue == pytest.approx(0.03)
+    assert claims.judge_factors(table, 0.00097)[0] == "inconclusive"
+
+
+def test_c5_on_runs_that_do_not_vary_decides_nothing():
+    table = gains([0.5] * 8, spread=0.0)
+    verdict, _, interval = claims.judge_factors(table, 0.00097)
+    assert verdict == "inconclusive" and np.isnan(interval).all()
+
+
+@pytest.mark.parametrize(
+    ("profile", "seeds", "verdict", "why"),
+    [
+        ("paper", 5, "reproduced", "ahead in the mean"),
+        ("paper", 4, "inconclusive", "4 of 5 declared seeds"),
+        ("paper", 1, "inconclusive", "1 of 5 declared seeds"),
+        ("paper", 0, "inconclusive", "0 of 5 declared seeds"),
+        ("laptop", 2, "inconclusive", "another size"),
+    ],
+)
+def test_c5_on_records(tmp_path, profile, seeds, verdict, why):
+    study = study_with(tmp_path, 0, 1, 0, profile)
+    ahead = gains([1.0] * 8, 0.1, max(seeds, 2))
+    for item in experiments.sweep(study.plan):
+        labels = item.labels
+        if labels["seed"] < seeds and labels["width"] == 1:
+            gain = ahead.loc[labels["seed"], labels["blocks_removed"]] if labels["arm"] == "KD+IG" else 0.0
+            outcome = {"accuracy": 0.5 + gain, "n_train": 40_000, "n_test": 10_000}
+            study.store.add(Record(item.run, outcome, {"seconds": 1.0}), "sweep")
+    finding = claims.CHECKS["C5"](study)
+    assert finding.verdict == verdict and why in finding.why and finding.n == seeds
+    assert "+0.19 points" in finding.published and "6 of 8" in finding.published
+    if seeds > 1:
+        assert finding.estimate == pytest.approx(100 * ahead.iloc[:seeds].to_numpy().mean())
+
+
+def test_a_seed_without_all_factors_is_left_out_of_c5(tmp_path):
+    study = study_with(tmp_path, 0, 1, 0)
+    for item in experiments.sweep(study.plan):
+        if not (item.labels["seed"] == 3 and item.labels["blocks_removed"] == 3):
+            outcome = {"accuracy": 0.5 + 0.01 * (item.labels["arm"] == "KD+IG"), "n_train": 1, "n_test": 1}
+            study.store.add(Record(item.run, outcome, {"seconds": 1.0}), "sweep")
+    assert claims.CHECKS["C5"](study).n == 4

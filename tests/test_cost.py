@@ -1,11 +1,23 @@
 """What networks cost, against closed forms and published counts."""
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from igkd.cost import first_calls, forward_call, latency, multiply_accumulates, peak_activation_memory
-from igkd.models import MobileNetV2
+from igkd.cost import (
+    costs,
+    first_calls,
+    forward_call,
+    keep_latency,
+    latency,
+    multiply_accumulates,
+    peak_activation_memory,
+    read_latency,
+    steady_state,
+)
+from igkd.errors import InputError
+from igkd.models import Architecture, MobileNetV2
 
 
 @pytest.mark.parametrize(("cut", "millions"), [(0, 88.0), (5, 58.7), (17, 1.70)])
@@ -47,3 +59,64 @@ def test_a_call_gives_what_the_network_gives():
 def test_first_calls_come_from_a_fresh_process():
     seconds = first_calls((17, 17))
     assert len(seconds) == 2 and all(value > 0 for value in seconds)
+
+
+def test_costs_of_networks_are_the_published_ones():
+    table = costs([Architecture(), Architecture(5)])
+    assert list(table.parameters) == [2_236_682, 543_498]
+    assert list(table["compression factor"]) == pytest.approx([1, 4.1153], abs=1e-4)
+    assert list(table["weights (kB)"]) == pytest.approx([8737.04 * 1.024, 2123.04 * 1.024], abs=0.01)
+    assert list(table["MAC ratio"]) == pytest.approx([1, 1.50], abs=0.005)
+
+
+def test_ratios_are_taken_within_a_round():
+    """A machine that becomes ten times slower half way: the ratio of paired calls does not notice."""
+    now, slow = [0.0], [1.0]
+
+    def takes(seconds):
+        def call():
+            slow[0] *= 1.0 if now[0] < 40 else 10.0 / slow[0]
+            now[0] += slow[0] * seconds
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("igkd.cost.time.perf_counter", lambda: now[0])
+        table = latency({"teacher": takes(3.0), "student": takes(1.0)}, repetitions=20, warm_up=0)
+    assert table.ratio.to_list() == pytest.approx([1, 3])
+    assert table.loc["student", ["ratio_low", "ratio_high"]].to_list() == pytest.approx([3, 3])
+    assert table.loc["teacher", "low"] < table.loc["teacher", "high"]
+
+
+def test_interval_of_a_median_is_that_of_the_binomial():
+    """20 different times: the 95 % interval goes from the 6th to the 15th (Conover 1999, table A3)."""
+    durations = iter([0.0, *range(1, 21)])
+    clock = [0.0]
+
+    def call():
+        clock[0] += next(durations)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("igkd.cost.time.perf_counter", lambda: clock[0])
+        row = latency({"one": call}, repetitions=20, warm_up=1).iloc[0]
+    assert (row["median"], row.low, row.high) == pytest.approx((10_500, 6_000, 15_000))
+
+
+def test_latencies_are_kept_with_their_machine(tmp_path):
+    table = steady_state([Architecture(17), Architecture(17, 0.5)], {1: 6, 2: 7}, size=(8, 8))
+    assert (
+        list(table.batch_size) == [1, 1, 2, 2] and list(table.width) == [1, 0.5] * 2 and list(table.n) == [6, 6, 7, 7]
+    )
+    path, machine = tmp_path / "new" / "latency-demo.json", {"name": "a machine", "threads": 1}
+    keep_latency(path, table, machine)
+    again, where = read_latency(path)
+    assert where == machine
+    pd.testing.assert_frame_equal(again, table)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"steady_state": [{"n": 1}], "machine": {}}', "[1]"])
+def test_damaged_latencies_are_one_line(tmp_path, content):
+    path = tmp_path / "latency-demo.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match="holds no latencies"):
+        read_latency(path)

@@ -7,9 +7,10 @@ from scipy.optimize import brentq
 from torch.nn import functional as F
 
 from igkd.engine import describe
-from igkd.experiments import CONTRASTS, LABEL_SMOOTHING, PROFILES, Plan, arms, contrasts, controls
+from igkd.experiments import CONTRASTS, LABEL_SMOOTHING, NARROWED, PROFILES, Plan, arms, contrasts, controls, sweep
 from igkd.losses import distillation_loss
 from igkd.methods import ARMS
+from igkd.models import MobileNetV2, compression_factor, count_parameters
 from igkd.variants import VARIANTS
 
 
@@ -101,3 +102,34 @@ def test_strength_of_label_smoothing_is_as_said():
 
     assert margin(alpha, T) == pytest.approx(6.5, abs=0.05) and margin(alpha, 1) == pytest.approx(6.9, abs=0.05)
     assert margin(0.014, 1) == pytest.approx(margin(alpha, T), abs=0.02)
+
+
+def test_narrowed_networks_have_the_parameters_of_the_cut_ones():
+    for cut, (removed, width) in NARROWED.items():
+        narrowed, reference = MobileNetV2(10, removed, width), MobileNetV2(10, cut)
+        assert removed < cut and width < 1
+        assert count_parameters(narrowed) == pytest.approx(count_parameters(reference), rel=0.05)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_sweep_finishes_a_seed_before_the_next_and_pairs_its_arms(name):
+    grid, items = PROFILES[name].sweep, sweep(plan(name))
+    assert [item.labels["seed"] for item in items] == sorted(item.labels["seed"] for item in items)
+    assert len({item.run.key for item in items}) == len(items)
+    for item in items:
+        network = item.run.architecture
+        assert (network.blocks_removed, network.width) == (item.labels["blocks_removed"], item.labels["width"])
+        assert item.run.method == ARMS[item.labels["arm"]] and item.run.split == "test"
+        twin = replace(item.run, method=ARMS["Student"], signals=None)
+        assert twin.key in {other.run.key for other in items}  # same network, images and seed without a teacher
+    assert len({item.run.subset for item in items}) == (grid.num_seeds if grid.share < 1 else 1)
+
+
+def test_the_sweep_of_the_paper_has_its_eight_factors_and_the_runs_of_the_ablation():
+    items = sweep(plan("paper"))
+    factors = {
+        round(compression_factor(item.labels["blocks_removed"]), 2) for item in items if item.labels["width"] == 1
+    }
+    assert factors == {2.19, 4.12, 7.29, 12.04, 28.97, 54.59, 139.43, 1121.71}
+    at_4x = {item.run.key for item in items if (item.labels["blocks_removed"], item.labels["width"]) == (5, 1)}
+    assert at_4x <= {item.run.key for item in arms(plan("paper"))}

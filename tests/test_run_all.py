@@ -72,7 +72,7 @@ def environment(root):
     kernel = root / "jupyter" / "kernels" / "python3" / "kernel.json"
     kernel.parent.mkdir(parents=True, exist_ok=True)
     kernel.write_text(json.dumps({"argv": ["false"], "display_name": "another", "language": "python"}))
-    without = {name: value for name, value in os.environ.items() if name != "IGKD_DATA"}
+    without = {name: value for name, value in os.environ.items() if name not in ("IGKD_DATA", "IGKD_IMAGENET")}
     return without | {"JUPYTER_PATH": str(root / "jupyter")}
 
 

@@ -576,3 +576,45 @@ def test_recorded_pairs_refuse_two_runs_of_one_seed():
     frame = pd.DataFrame({"arm": ["a", "a", "b"], "seed": [0, 0, 0], "accuracy": [0.9, 0.8, 0.7]})
     with pytest.raises(InputError, match="two runs"):
         st.compare_recorded(frame, [("b", "a")], pair_by="seed")
+
+
+# -- accuracy against cost -------------------------------------------------------------------------
+
+
+def test_a_network_is_compared_with_the_line_through_the_others():
+    """Cut networks that lie on accuracy = 0.3 + 0.1 ln(cost), a line of its own for each seed."""
+    costs = np.array([10.0, 3.0, 100.0])
+    cut = pd.concat(
+        pd.DataFrame({"arm": "Student", "seed": seed, "cost": costs, "accuracy": 0.3 + seed + 0.1 * np.log(costs)})
+        for seed in (0, 1)
+    )
+    narrowed = pd.DataFrame(
+        {
+            "arm": ["Student", "Student", "Student", "KD", "Student"],
+            "seed": [0, 1, 0, 0, 0],
+            "cost": [20.0, 20.0, 104.0, 20.0, 106.0],
+            "accuracy": [0.7, 1.7, 0.8, 0.7, 0.8],
+        },
+        index=list("abcde"),
+    )
+    found = st.at_equal_cost(narrowed, cut, "cost")
+    expected = 0.7 - 0.3 - 0.1 * np.log(20)
+    assert found[["a", "b"]].to_list() == pytest.approx([expected] * 2)
+    assert found["c"] == pytest.approx(0.8 - 0.3 - 0.1 * np.log(100))  # 4 % beyond: the last one stands in
+    assert found[["d", "e"]].isna().all()  # no such arm; 6 % beyond
+    with pytest.raises(InputError, match="positive"):
+        st.at_equal_cost(narrowed.assign(cost=0.0), cut, "cost")
+
+
+def test_pareto_front_is_what_no_other_beats():
+    rng = np.random.default_rng(0)
+    cost, accuracy = rng.integers(0, 6, 40).astype(float), rng.integers(0, 6, 40).astype(float)
+    front = st.pareto_front(cost, accuracy)
+    for i in range(40):
+        beaten = any(
+            cost[j] <= cost[i] and accuracy[j] >= accuracy[i] and (cost[j], accuracy[j]) != (cost[i], accuracy[i])
+            for j in range(40)
+        )
+        assert front[i] == (not beaten)
+    assert 0 < front.sum() < 40
+    assert st.pareto_front([1, 2, 3], [0.5, 0.7, 0.6]).tolist() == [True, True, False]
