@@ -105,7 +105,7 @@ def verify_figures(folder: Path, store: Store) -> Iterator[Check]:
         with Image.open(path) as picture:
             stamp, keys = picture.text.get("Description", ""), picture.text.get("Records", "").split()
         if not keys:
-            yield Check(path.name, "published values only" in stamp, stamp or "it has no stamp; draw it again")
+            yield Check(path.name, bool(stamp), stamp or "it has no stamp; draw it again")
             continue
         found = {key: store.find(key) for key in keys}
         missing = [key for key, record in found.items() if record is None]

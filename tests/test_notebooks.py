@@ -80,8 +80,8 @@ def test_the_demo_executes_every_notebook(demo):
 
 
 def test_nothing_is_trained_a_second_time(demo):
-    second = demo[1].stdout + demo[1].stderr
-    assert demo[1].returncode == 0
+    second = demo[1].stdout
+    assert demo[1].returncode == 0, demo[1].stderr[-2000:]
     for path in NOTEBOOKS:
         row = next(line.split() for line in reversed(second.splitlines()) if line.startswith(path.stem))
         assert row[2] == "0", row  # trained
@@ -98,5 +98,7 @@ def test_figures_name_the_records_they_were_drawn_from(demo):
         expected = r"profile demo · digits, .* runs? · records [0-9a-f]{12}"
         if path.stem in ("monte-carlo-published", "imagenet-published"):
             expected = "^published values only"
+        if path.stem == "latency":  # measured while it was drawn
+            expected = r"profile demo · .* rounds"
         assert re.search(expected, stamp), path.name
         assert path.with_suffix(".pdf").exists()
