@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 
 from igkd.cost import multiply_accumulates
 from igkd.device import Compute, pick_compute
@@ -83,7 +83,7 @@ class Study:
         self.store = Store(records, root / "build", root / "weights")
         self.figures = root / "build" / profile_name / "figures"
         self.compute: Compute = pick_compute(device)
-        self.jobs = jobs or (len(os.sched_getaffinity(0)) if self.compute.device == "cpu" else 1)
+        self.jobs = jobs or (cpu_count() if self.compute.device == "cpu" else 1)
         self._teachers: dict[str, Teacher] = {}
         self._per_image: dict[Architecture, int] = {}
 
@@ -146,12 +146,16 @@ class Study:
         return [Planned("teacher", {"arm": "Teacher", "seed": 0}, teacher_run(self.fingerprint, self.profile.teacher))]
 
     def planned(self, notebooks: Iterable[str] = NOTEBOOKS) -> list[Planned]:
-        """The runs that the notebooks declare, the teacher first, then round-robin over seeds."""
-        declared = [
-            item for name in notebooks for experiment in NOTEBOOKS.get(name, ()) for item in experiment(self.plan)
-        ]
-        unique = {item.run.key: item for item in declared}.values()
-        return self.teacher_runs() + sorted(unique, key=lambda item: item.labels["seed"])
+        """The runs that the notebooks declare, the teacher first, then round-robin over seeds.
+
+        A run that several experiments share has the labels of the first.
+        """
+        unique: dict[str, Planned] = {}
+        for name in notebooks:
+            for experiment in NOTEBOOKS.get(name, ()):
+                for item in experiment(self.plan):
+                    unique.setdefault(item.run.key, item)
+        return self.teacher_runs() + sorted(unique.values(), key=lambda item: item.labels["seed"])
 
     def teacher(self) -> Teacher:
         """The teacher, trained first if need be."""

@@ -201,7 +201,9 @@ def execute_all(
     at_once : int
         How many; each gets its share of the processor cores.
     """
-    shared = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // at_once))} if at_once > 1 else {}
+    from joblib import cpu_count
+
+    shared = {"OMP_NUM_THREADS": str(max(1, cpu_count() // at_once))} if at_once > 1 else {}
     kernels: list[int] = []
     with ThreadPoolExecutor(at_once) as pool:
         running = {

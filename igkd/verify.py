@@ -105,7 +105,9 @@ def verify_figures(folder: Path, store: Store) -> Iterator[Check]:
         with Image.open(path) as picture:
             stamp, keys = picture.text.get("Description", ""), picture.text.get("Records", "").split()
         if not keys:
-            yield Check(path.name, bool(stamp), stamp or "it has no stamp; draw it again")
+            # A stamp without records is of published values or of a measurement; one that names records needs them.
+            holds = bool(stamp) and "records" not in stamp
+            yield Check(path.name, holds, stamp if holds else f"it does not list its records ({stamp}); draw it again")
             continue
         found = {key: store.find(key) for key in keys}
         missing = [key for key, record in found.items() if record is None]

@@ -88,4 +88,8 @@ def test_figures_are_compared_with_the_records(study, tmp_path):
     assert [check.holds for check in changed] == [False, True] and "the figure says" in changed[0].detail
     assert [check.holds for check in gone] == [False, True] and "1 of its 2 records are not here" in gone[0].detail
     plt.figure().savefig(tmp_path / "stranger.png")
-    assert not [check for check in verify_figures(tmp_path, study.store) if check.name == "stranger.png"][0].holds
+    stamp = {"Description": "profile demo · 2 runs · records 0123456789ab"}  # names records but does not list them
+    plt.figure().savefig(tmp_path / "unlisted.png", metadata=stamp)
+    checks = {check.name: check for check in verify_figures(tmp_path, study.store)}
+    assert not checks["stranger.png"].holds
+    assert not checks["unlisted.png"].holds and "draw it again" in checks["unlisted.png"].detail
