@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Reproduce the paper: train what is missing, execute the notebooks, end with one table.
 
-Executed copies are written to build/<profile>/. Finished runs are never repeated, so the same command goes on where
-an earlier one stopped. Exit codes: 0 all went well, 1 something failed, 2 bad input, 130 stopped with Ctrl-C.
+Executed copies are written to build/<profile>/notebooks/. Finished runs are never repeated, so the same command goes
+on where an earlier one stopped. Exit codes: 0 all went well, 1 something failed, 2 bad input, 130 stopped with Ctrl-C.
 """
 
 import argparse
@@ -199,7 +199,7 @@ def publish_notebooks(notebooks: list[Notebook], profile: str) -> int:
     """Give the notebooks the outputs of their executed copies; copy the figures and the measured times."""
     build = REPOSITORY / "build" / profile
     for notebook in notebooks:
-        publish(notebook, build / notebook.path.name)
+        publish(notebook, build / "notebooks" / notebook.path.name)
         print(f"{notebook.name}: has the outputs of the {profile} profile")
     copies = [(path, REPOSITORY / "figures") for path in sorted((build / "figures").iterdir())]
     measured = [path for name in ("run_all", "latency") for path in sorted(build.glob(f"{name}-*.json"))]
@@ -278,12 +278,16 @@ def show_reasons(study, numbers: list[str]) -> int:
 
 
 def forget(study, numbers: list[str]) -> None:
-    """Remove the records that the notebooks declare; the teacher, which all need, is the first notebook's."""
+    """Remove what the notebooks declare and measured; the teacher, which all need, is the first notebook's."""
+    from igkd.experiments import TIMED
+
     keys = {item.run.key for item in study.planned(numbers)} & study.store.keys()
     if TEACHER_NOTEBOOK not in numbers:
         keys -= {item.run.key for item in study.teacher_runs()}
     for key in keys:
         study.store.forget(key)
+    if TIMED & set(numbers):
+        (study.figures.parent / f"latency-{study.profile.name}.json").unlink(missing_ok=True)
     study.log(f"forgot {len(keys)} records; they are trained again")
 
 
@@ -317,7 +321,7 @@ def run_notebooks(
     from igkd.experiments import TIMED
     from igkd.outlook import needed_by, shared_out
 
-    build = REPOSITORY / "build" / options.profile
+    copies = REPOSITORY / "build" / options.profile / "notebooks"  # beside figures/, as in the repository
     numbers = [notebook.number for notebook in notebooks]
     started, before = time.monotonic(), study.store.keys()
     finished: dict[Notebook, Execution] = {}
@@ -340,7 +344,7 @@ def run_notebooks(
         for group, beside in (([each for each in notebooks if each not in timed], at_once), (timed, 1)):
             here = study.store.keys()
             status.begin(", ".join(each.name for each in group[:beside]))
-            with closing(execute_all(group, build, parameters, REPOSITORY, beside)) as results:
+            with closing(execute_all(group, copies, parameters, REPOSITORY, beside)) as results:
                 for notebook, result in results:
                     finished[notebook] = result
                     trained[notebook] += len(study.store.keys() - here)
@@ -366,7 +370,7 @@ def run_notebooks(
     failed |= any(result.error for result in finished.values())
     if not failed and len(notebooks) == len(find_notebooks(NOTEBOOKS)):
         write_timing(study, rows, seconds)
-    status.say(f"{duration(seconds)} in all; executed copies are in {build.relative_to(REPOSITORY)}/")
+    status.say(f"{duration(seconds)} in all; executed copies are in {copies.relative_to(REPOSITORY)}/")
     return 1 if failed else 0
 
 

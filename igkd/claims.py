@@ -13,19 +13,46 @@ import html
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from urllib.parse import quote
 
 import pandas as pd
 
 from igkd import experiments, published, shift, statistics
-from igkd.cost import multiply_accumulates, read_latency
-from igkd.engine import Study
+from igkd.cost import multiply_accumulates, read_measurement
+from igkd.engine import REPOSITORY, Study
 from igkd.methods import ARMS, RECIPES
 from igkd.models import MobileNetV2
+from igkd.notebooks import find_notebooks
 from igkd.runs import records_digest
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
 #: The largest change by attention transfer that would not matter, as a fraction; the paper names no size for its gain.
 SMALLEST_GAIN_OF_ATTENTION = 0.002
+
+
+@dataclass(frozen=True)
+class Link:
+    """A cell of the ledger that leads to a section of a notebook.
+
+    Attributes
+    ----------
+    text : str
+    target : str
+        Relative to the folder of the ledger; executed copies lie beside the figures as the notebooks do.
+    """
+
+    text: str
+    target: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def link(number: str, section: str = "") -> Link | str:
+    """To a notebook by its two digits; the digits alone where no notebook has them."""
+    found = [each.path.name for each in find_notebooks(REPOSITORY / "notebooks") if each.number == number]
+    anchor = "#" + quote(section.replace(" ", "-")) if section else ""  # as Jupyter names headings
+    return Link(number, f"../notebooks/{found[0]}{anchor}") if found else number
 
 
 @dataclass(frozen=True)
@@ -224,7 +251,7 @@ def _c2(study: Study) -> Finding:
     # what was measured here goes before what the repository brings
     for path in (study.figures.parent / name, study.root / "bench" / name):
         if path.exists():
-            table, machine = read_latency(path)
+            table, machine = read_measurement(path, "steady_state")
             found = table[(table.blocks_removed == 5) & (table.width == 1) & (table.batch_size == 1)]
             if len(found) == 1:
                 return _latency_finding(claim, stated, found.iloc[0], machine, needed)
@@ -433,7 +460,7 @@ def as_table(findings: list[Finding]) -> pd.DataFrame:
                 "because": each.why,
                 "as released": each.released.verdict if each.released else "–",
                 "as released, here": f"{each.released}, n = {each.released.n}" if each.released else "–",
-                "see": each.claim.notebook,
+                "see": link(each.claim.notebook, each.claim.section),
                 "records": each.digest or "–",
             }
             for each in findings
@@ -482,8 +509,19 @@ def sections(findings: list[Finding], title: str) -> list[tuple[str, str, pd.Dat
             rows(stated),
         ),
         ("Statistics that follow from published data and are not stated", "", rows(unstated)),
-        ("Figures that are drawn anew", "", drawn[["item", "shows", "notebook", "source"]]),
+        (
+            "Figures that are drawn anew",
+            "",
+            drawn[["item", "shows", "notebook", "source"]].assign(notebook=drawn.notebook.map(link)),
+        ),
         ("Figures and tables that cannot be drawn anew", "", missing[["item", "shows", "reason", "source"]]),
+    ]
+
+
+def _cells(table: pd.DataFrame, linked: Callable[[Link], str], escaped: Callable[[str], str]) -> list[list[str]]:
+    return [
+        [linked(cell) if isinstance(cell, Link) else escaped(str(cell)) for cell in row]
+        for row in table.astype(object).itertuples(index=False, name=None)
     ]
 
 
@@ -492,12 +530,13 @@ def to_markdown(parts: list[tuple[str, str, pd.DataFrame]]) -> str:
     lines = ["# Ledger", ""]
     for heading, text, table in parts:
         lines += [f"## {heading}", ""] + ([text, ""] if text else [])
-        cells = [list(table.columns), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells] + [""]
+        cells = _cells(table, lambda to: f"[{to.text}]({to.target})", lambda text: text.replace("|", "\\|"))
+        rows = [list(table.columns), ["---"] * table.shape[1], *cells]
+        lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
     return "\n".join(lines)
 
 
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;padding:0 1em;color:#222}
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:110em;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{border-bottom:1px solid #ddd;padding:.35em .6em;text-align:left;
 vertical-align:top}th{background:#f5f5f5;position:sticky;top:0}.reproduced{background:#d9f0d9}
 .not-reproduced,.no{background:#f6d9d5}.inconclusive{background:#fbf1cf}"""
@@ -510,11 +549,11 @@ def to_html(parts: list[tuple[str, str, pd.DataFrame]]) -> str:
     for heading, text, table in parts:
         head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
         body.append(f"<h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p><table><tr>{head}</tr>")
-        for row in table.astype(str).to_numpy().tolist():
+        for row in _cells(
+            table, lambda to: f'<a href="{html.escape(to.target)}">{html.escape(to.text)}</a>', html.escape
+        ):
             cells = (
-                f'<td class="{cell.replace(" ", "-")}">{cell}</td>'
-                if cell in marked
-                else f"<td>{html.escape(cell)}</td>"
+                f'<td class="{cell.replace(" ", "-")}">{cell}</td>' if cell in marked else f"<td>{cell}</td>"
                 for cell in row
             )
             body.append(f"<tr>{''.join(cells)}</tr>")

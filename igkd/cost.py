@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from igkd.errors import InputError
 from igkd.models import BLOCKS_REMOVED, Architecture, MobileNetV2, count_parameters
+from igkd.runs import write_atomically
 
 
 def multiply_accumulates(model: nn.Module, size: tuple[int, int]) -> int:
@@ -232,37 +233,71 @@ def steady_state(
     return pd.concat(tables, ignore_index=True)
 
 
-def keep_latency(path: Path, table: pd.DataFrame, machine: dict) -> None:
-    """Write a table of `steady_state` as JSON, with the machine and the versions that it belongs to.
+class Measurements:
+    """Tables that were measured on this machine, kept in a JSON file, so that they are measured once.
+
+    What the file holds of another machine or of other versions is dropped by the first new measurement.
 
     Parameters
     ----------
     path : path
-    table : DataFrame
+        Delete it to measure again.
     machine : dict
         From `igkd.device.Compute.describe`.
     """
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    content = {"machine": machine, "versions": versions, "steady_state": table.to_dict("records")}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+
+    def __init__(self, path: Path, machine: dict):
+        self.path = Path(path)
+        self.here = {"machine": machine, "versions": {"python": platform.python_version(), "torch": torch.__version__}}
+
+    def once(self, name: str, of: dict, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """A table, measured now unless it is kept.
+
+        Parameters
+        ----------
+        name : str
+        of : dict
+            What is measured and how, in JSON's types; a kept table of something else is measured again.
+        measure : callable
+            Returns the table.
+
+        Raises
+        ------
+        InputError
+            If the file is damaged.
+        """
+        content = _read_measurements(self.path) if self.path.exists() else self.here
+        content = content if content.items() >= self.here.items() else self.here
+        of = json.loads(json.dumps(of))
+        if name not in content or content[name]["of"] != of:
+            content = content | {name: {"of": of, "rows": measure().to_dict("records")}}
+            write_atomically(self.path, (json.dumps(content, indent=1) + "\n").encode())
+        return pd.DataFrame(content[name]["rows"])
 
 
-def read_latency(path: Path) -> tuple[pd.DataFrame, dict]:
-    """Inverse of `keep_latency`: the table and the machine.
+def read_measurement(path: Path, name: str) -> tuple[pd.DataFrame, dict]:
+    """A table that `Measurements` keeps, and the machine.
 
     Raises
     ------
     InputError
-        If the file is damaged.
+        If the file is damaged or does not hold the table.
     """
+    content = _read_measurements(path)
+    if name not in content:
+        raise InputError(f"{path} has no measurement {name}; execute notebook 07 again")
+    return pd.DataFrame(content[name]["rows"]), content["machine"]
+
+
+def _read_measurements(path: Path) -> dict:
     try:
         content = json.loads(path.read_text())
-        table = pd.DataFrame(content["steady_state"])
-        table[["blocks_removed", "width", "batch_size", "ratio", "ratio_low", "ratio_high", "n"]]  # all that is read
-        return table, content["machine"]
+        content["machine"]["name"]
+        for name in content.keys() - {"machine", "versions"}:
+            content[name]["of"], content[name]["rows"]
+        return content
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} holds no latencies ({error}); delete it and execute notebook 07 again") from error
+        raise InputError(f"{path} holds no measurements ({error}); delete it and execute notebook 07 again") from error
 
 
 _FIRST_CALLS = """
@@ -281,18 +316,27 @@ print(json.dumps(seconds))
 """
 
 
-def first_calls(cuts: tuple[int, ...]) -> list[float]:
-    """Seconds of each network's very first call on one image, one network after the other in a fresh process.
+def first_calls(orders: dict[str, tuple[int, ...]]) -> pd.DataFrame:
+    """Time of each network's very first call on one image, one network after the other in a fresh process.
 
     This is how the released code times its models (one call each, the teacher first, nothing repeated), so the first
     network also pays for whatever PyTorch sets up once.
 
     Parameters
     ----------
-    cuts : tuple of int
-        Blocks removed, in the order of the calls; 0 is the teacher.
+    orders : dict
+        Name of an order -> blocks removed, in the order of the calls; 0 is the teacher.
+
+    Returns
+    -------
+    DataFrame
+        ``order``, ``blocks_removed``, ``milliseconds``.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", _FIRST_CALLS, json.dumps(cuts)], capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout)
+    rows = []
+    for name, cuts in orders.items():
+        done = subprocess.run(
+            [sys.executable, "-c", _FIRST_CALLS, json.dumps(cuts)], capture_output=True, text=True, check=True
+        )
+        for cut, seconds in zip(cuts, json.loads(done.stdout), strict=True):
+            rows.append({"order": name, "blocks_removed": cut, "milliseconds": 1000 * seconds})
+    return pd.DataFrame(rows)

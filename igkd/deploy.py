@@ -6,16 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pandas as pd
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from igkd.cost import forward_call, latency
+from igkd.device import Compute
 from igkd.errors import InputError
+from igkd.images import ImageSet
 from igkd.models import MobileNetV2
 from igkd.signals import as_input
+from igkd.training import predict
 
 TOLERANCE = 1e-3  # of logits: float32 sums in another order
 BATCH = 256
+CALIBRATION_IMAGES = 128
 
 
 def export_onnx(model: MobileNetV2, path: Path, images: np.ndarray) -> float:
@@ -119,3 +125,48 @@ def onnx_call(path: Path, batch: torch.Tensor, threads: int = 0) -> Callable[[],
     """A call that sends `batch` (B, 3, H, W) through an ONNX file, for `igkd.cost.latency`."""
     opened, inputs = session(path, threads), {"images": batch.contiguous().numpy()}
     return lambda: opened.run(None, inputs)
+
+
+def compare_runtimes(
+    models: dict[str, MobileNetV2], images: ImageSet, rounds: dict[int, int], folder: Path
+) -> pd.DataFrame:
+    """Accuracy, size and time of networks in PyTorch and exported, in float32 and in 8 bits, on the processor.
+
+    Parameters
+    ----------
+    models : dict
+        Name -> network.
+    images : ImageSet
+        The first `CALIBRATION_IMAGES` training images set the ranges of the activations.
+    rounds : dict
+        Batch size -> measured rounds; all calls of a batch size are made in turn, see `igkd.cost.latency`.
+    folder : path
+        Where the files are written.
+
+    Returns
+    -------
+    DataFrame
+        One row a network, runtime and batch size: ``network``, ``runtime``, ``batch_size``, ``accuracy`` (of the test
+        images), ``file (kB)`` (NaN for PyTorch), then as `igkd.cost.latency` without its index.
+    """
+    processor, rows, calls = Compute("cpu", bfloat16=False), [], {batch_size: {} for batch_size in rounds}
+    for number, (name, model) in enumerate(models.items()):
+        model = model.to("cpu")
+        full, small = Path(folder) / f"{number}-float32.onnx", Path(folder) / f"{number}-int8.onnx"
+        export_onnx(model, full, images.test_images[:64])
+        quantize(full, small, images.train_images[:CALIBRATION_IMAGES])
+        for runtime, path in (("PyTorch, float32", None), ("ONNX, float32", full), ("ONNX, int8", small)):
+            test = images.test_images
+            logits = predict_onnx(path, test) if path else predict(model, test, processor).numpy()
+            accuracy = float((logits.argmax(1) == images.test_labels).mean())
+            size = path.stat().st_size / 1e3 if path else float("nan")
+            for batch_size in rounds:
+                batch = as_input(test[:batch_size])
+                call = onnx_call(path, batch, torch.get_num_threads()) if path else forward_call(model, batch)
+                calls[batch_size][len(rows)] = call
+                rows.append(
+                    {"network": name, "runtime": runtime, "batch_size": batch_size}
+                    | {"accuracy": accuracy, "file (kB)": size}
+                )
+    timed = pd.concat(latency(calls[batch_size], count, warm_up=3) for batch_size, count in rounds.items())
+    return pd.DataFrame(rows).join(timed)

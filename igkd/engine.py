@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache, cached_property
+from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
@@ -250,19 +251,14 @@ class Study:
             If runs failed, after all others were done.
         """
         started = time.monotonic()
+
+        def on_time(_) -> bool:
+            return budget is None or time.monotonic() - started <= budget
+
         missing = [item for item in planned if self.store.find(item.run.key) is None]
-        taken: list[Planned] = []
-
-        def in_time(items: list[Planned]) -> Iterator[Planned]:
-            for item in items:
-                if budget is not None and time.monotonic() - started > budget:
-                    return
-                taken.append(item)
-                yield item
-
-        failures, recorded = [], len(planned) - len(missing)
+        failures, recorded, number = [], len(planned) - len(missing), 0
         self._progress(recorded, len(planned), "")
-        for number, (item, record) in enumerate(self._trained(missing, in_time, recorded, len(planned)), 1):
+        for number, (item, record) in enumerate(self._trained(missing, on_time, recorded, len(planned)), 1):
             name = describe(item)
             try:
                 if isinstance(record, str):
@@ -277,22 +273,22 @@ class Study:
                 f"[{number}/{len(missing)}] {name}: {record.outcome['accuracy']:.1%} "
                 f"in {record.provenance['seconds']:.0f} s"
             )
-        if len(taken) < len(missing):
-            self.log(f"the time is used up: {len(missing) - len(taken)} runs are left for another time")
+        if number < len(missing):
+            self.log(f"the time is used up: {len(missing) - number} runs are left for another time")
         if failures:
             raise TrainingError(
                 f"{len(failures)} of {len(missing)} runs failed, the others are kept; first: {failures[0]}"
             )
         return self.table(planned)
 
-    def _trained(self, missing: list[Planned], in_time, recorded: int, total: int) -> Iterator[tuple]:
-        """Each run with its record, or with what went wrong, as they are finished."""
+    def _trained(self, missing: list[Planned], on_time, recorded: int, total: int) -> Iterator[tuple]:
+        """Each run that is started on time, with its record or with what went wrong, as they are finished."""
         by_key = {item.run.key: item for item in missing}
         teachers = {item.run.signals.teacher for item in missing if item.run.signals} & by_key.keys()
         alone = [item for item in missing if item.run.key in teachers]
         alone += [item for item in missing if item not in alone and trains_alone(item.run, self.work(item.run))]
         untaught = set()
-        for position, item in enumerate(in_time(alone)):
+        for position, item in enumerate(takewhile(on_time, alone)):
             name = describe(item)
             result = self._attempt(
                 item,
@@ -308,13 +304,14 @@ class Study:
             elif item not in alone:
                 rest.append(item)
         if self.jobs == 1 or len(rest) < 2:
-            yield from map(self._attempt, in_time(rest))
+            yield from map(self._attempt, takewhile(on_time, rest))
             return
-        for run in {(item.run.signals, item.run.method, item.run.architecture): item.run for item in rest}.values():
+        alike = {(item.run.signals, item.run.method, item.run.architecture): item.run for item in rest}
+        for run in takewhile(on_time, alike.values()):
             self.signals(run)  # computed here, so that no two processes compute the same
         where = (self.profile.name, self.data, self.compute.device, self.root)
         parallel = Parallel(n_jobs=self.jobs, pre_dispatch=self.jobs, batch_size=1, return_as="generator_unordered")
-        yield from parallel(delayed(_attempt_elsewhere)(where, item) for item in in_time(rest))
+        yield from parallel(delayed(_attempt_elsewhere)(where, item) for item in takewhile(on_time, rest))
 
     def _attempt(self, item: Planned, log: Callable[[str], None] = lambda line: None) -> tuple[Planned, Record | str]:
         try:

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from igkd import claims, experiments, published, shift
-from igkd.cost import keep_latency
+from igkd.cost import Measurements
 from igkd.engine import Study
 from igkd.runs import Record
 
@@ -171,6 +171,17 @@ def test_each_claim_points_to_a_section_that_exists(tmp_path):
             assert finding.claim.section in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
 
 
+def test_the_ledger_leads_to_the_notebooks(tmp_path):
+    study = study_with(tmp_path, 0, 1, 0)
+    claims.write_ledger(study)
+    pages = [(study.figures / name).read_text(encoding="utf-8") for name in ("ledger.md", "ledger.html")]
+    linked = [re.findall(pattern, page) for pattern, page in zip((r"\]\(([^)]+)\)", r'href="([^"]+)"'), pages)]
+    assert linked[0] == linked[1]
+    assert len(linked[0]) == 7 + (claims.published_figures().notebook != "").sum()
+    assert linked[0][0].endswith("_distillation.ipynb#The-runs")
+    assert all((ROOT / "figures" / target.split("#")[0]).exists() for target in linked[0])
+
+
 @pytest.mark.parametrize(("effect", "verdict"), [(1.0, "reproduced"), (0.0, "not reproduced")])
 def test_released_signals_have_a_verdict_of_their_own(tmp_path, effect, verdict):
     """As described the gain is large; what the controls with released signals show does not touch that verdict."""
@@ -202,7 +213,9 @@ def with_latency(tmp_path, ratio, half, place="build/paper"):
     row = {"blocks_removed": 5, "width": 1.0, "batch_size": 1, "ratio": ratio, "n": 20}
     other = row | {"batch_size": 64, "ratio": 99.0, "ratio_low": 98.0, "ratio_high": 100.0}
     table = pd.DataFrame([other, row | {"ratio_low": ratio - half, "ratio_high": ratio + half}])
-    keep_latency(tmp_path / place / "latency-paper.json", table, {"name": "a machine", "device": "cpu", "threads": 2})
+    machine = {"name": "a machine", "device": "cpu", "threads": 2}
+    path = tmp_path / place / "latency-paper.json"
+    Measurements(path, machine).once("steady_state", {"ratio": ratio, "half": half}, lambda: table)
     return study_with(tmp_path, 0, 1, 0)
 
 

@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from igkd.cost import (
+    Measurements,
     costs,
     first_calls,
     forward_call,
-    keep_latency,
     latency,
     multiply_accumulates,
     peak_activation_memory,
-    read_latency,
+    read_measurement,
     steady_state,
 )
 from igkd.errors import InputError
@@ -57,8 +57,9 @@ def test_a_call_gives_what_the_network_gives():
 
 
 def test_first_calls_come_from_a_fresh_process():
-    seconds = first_calls((17, 17))
-    assert len(seconds) == 2 and all(value > 0 for value in seconds)
+    table = first_calls({"one": (17, 15), "other": (15, 17)})
+    assert list(zip(table.order, table.blocks_removed)) == [("one", 17), ("one", 15), ("other", 15), ("other", 17)]
+    assert (table.milliseconds > 0).all()
 
 
 def test_costs_of_networks_are_the_published_ones():
@@ -108,15 +109,34 @@ def test_latencies_are_kept_with_their_machine(tmp_path):
         list(table.batch_size) == [1, 1, 2, 2] and list(table.width) == [1, 0.5] * 2 and list(table.n) == [6, 6, 7, 7]
     )
     path, machine = tmp_path / "new" / "latency-demo.json", {"name": "a machine", "threads": 1}
-    keep_latency(path, table, machine)
-    again, where = read_latency(path)
+    kept = Measurements(path, machine).once("steady_state", {"networks": 2}, lambda: table)
+    pd.testing.assert_frame_equal(kept, table)
+    again, where = read_measurement(path, "steady_state")
     assert where == machine
     pd.testing.assert_frame_equal(again, table)
+    with pytest.raises(InputError, match="no measurement first_calls"):
+        read_measurement(path, "first_calls")
+
+
+def test_what_is_kept_is_not_measured_again(tmp_path):
+    """Other things, another machine: measured; the same: kept, beside the other tables."""
+    numbers, path = iter(range(10)), tmp_path / "measured.json"
+
+    def once(name="a", of=3, machine="m"):
+        table = Measurements(path, {"name": machine}).once(
+            name, {"of": (of, None)}, lambda: pd.DataFrame([{"n": next(numbers)}])
+        )
+        return int(table.n.iloc[0])
+
+    assert [once(), once(), once("b"), once(), once(of=4), once(of=4), once("b")] == [0, 0, 1, 0, 2, 2, 1]
+    assert [once(machine="other", of=4), once("b", machine="other"), once("b")] == [3, 4, 5]
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"steady_state": [{"n": 1}], "machine": {}}', "[1]"])
-def test_damaged_latencies_are_one_line(tmp_path, content):
+def test_damaged_measurements_are_one_line(tmp_path, content):
     path = tmp_path / "latency-demo.json"
     path.write_text(content)
-    with pytest.raises(InputError, match="holds no latencies"):
-        read_latency(path)
+    with pytest.raises(InputError, match="holds no measurements"):
+        read_measurement(path, "steady_state")
+    with pytest.raises(InputError, match="holds no measurements"):
+        Measurements(path, {"name": "m"}).once("steady_state", {"n": 1}, pd.DataFrame)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from igkd.__main__ import main
-from igkd.deploy import export_onnx, onnx_call, predict_onnx, quantize
+from igkd.deploy import compare_runtimes, export_onnx, onnx_call, predict_onnx, quantize
 from igkd.errors import InputError
 from igkd.models import load_weights
 from igkd.runs import Store
@@ -64,6 +64,18 @@ def test_eight_bits_keep_the_answers_and_shrink_the_file(model, exported, tmp_pa
 def test_a_call_runs_the_file(model, exported):
     (logits,) = onnx_call(exported, as_input(IMAGES.test_images[:3]), threads=1)()
     np.testing.assert_allclose(logits, logits_of(model, IMAGES.test_images[:3]), rtol=1e-3, atol=1e-3)
+
+
+def test_runtimes_are_compared_on_the_same_images(model, tmp_path):
+    table = compare_runtimes({"student": model}, IMAGES, {1: 6, 5: 7}, tmp_path)
+    assert list(zip(table.batch_size, table.n)) == [(1, 6), (5, 7)] * 3
+    torch_s, onnx_s, int8 = (rows for _, rows in table.groupby("runtime", sort=False))
+    expected = (logits_of(model, IMAGES.test_images).argmax(1) == IMAGES.test_labels).mean()
+    assert list(torch_s.accuracy) == list(onnx_s.accuracy) == [expected] * 2
+    assert torch_s["file (kB)"].isna().all() and (onnx_s["file (kB)"] > int8["file (kB)"].to_numpy()).all()
+    # ratios are to PyTorch's call of the same batch size
+    np.testing.assert_allclose(torch_s.ratio, 1)
+    assert (table["low"] <= table["median"]).all() and (table["median"] <= table["high"]).all()
 
 
 def test_a_file_that_is_no_network_is_one_line(tmp_path):

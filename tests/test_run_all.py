@@ -103,9 +103,9 @@ def test_executes_and_goes_on_after_a_failure(repository):
     ]
 
     build = repository / "build" / "demo"
-    first = nbformat.read(build / "00_start.ipynb", 4)
+    first = nbformat.read(build / "notebooks" / "00_start.ipynb", 4)
     assert first.cells[-1].outputs[0].text.split("\n")[:4] == [sys.executable, str(repository), "demo", "5"]
-    broken = nbformat.read(build / "01_broken.ipynb", 4)
+    broken = nbformat.read(build / "notebooks" / "01_broken.ipynb", 4)
     assert [shown.ename for cell in broken.cells for shown in cell.get("outputs", ())] == ["ValueError"]
     assert len(list((build / "records" / "arms").glob("*.json"))) == 1
 
@@ -123,7 +123,7 @@ def test_executes_and_goes_on_after_a_failure(repository):
     ],
 )
 def test_bad_usage_is_one_line_before_anything_runs(repository, arguments, message):
-    marker = repository / "build" / "demo" / "00_start.ipynb"
+    marker = repository / "build" / "demo" / "notebooks" / "00_start.ipynb"
     before = marker.stat().st_mtime_ns if marker.exists() else None
     done = run_all(repository, *arguments)
     assert (done.returncode, done.stdout) == (2, "")

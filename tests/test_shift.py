@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score
-from small import small_teacher
 
 from igkd import experiments, shift
 from igkd.engine import Study
@@ -19,6 +18,7 @@ from igkd.imagenet import ImageNetSubset
 from igkd.images import Subset
 from igkd.methods import Recipe
 from igkd.training import predict
+from small import small_teacher
 
 
 def smooth_images(n=6, size=32):
