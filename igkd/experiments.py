@@ -142,7 +142,7 @@ PROFILES = {
             gammas=(0.8, 30.0, 1000.0),
             num_subsets=5,
             compared_cuts=(17,),
-            num_controls=5,
+            num_controls=10,
             # About 42 minutes of one core for 38 runs, reckoned from single steps of each network: 35 for 16 epochs of
             # 500 images, 7 for scoring 10,000 (the IG maps, which other notebooks share, not counted).
             sweep=Sweep(
