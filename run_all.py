@@ -208,7 +208,28 @@ def publish_notebooks(notebooks: list[Notebook], profile: str) -> int:
         folder.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / path.name)
     print(f"{len(copies)} figures and measurements copied to figures/ and bench/")
+    if profile != "demo":  # whose networks every reader trains
+        publish_weights(profile)
     return 0
+
+
+def publish_weights(profile: str) -> None:
+    """Copy the weights of the students that the notebooks show, if they are those of the records."""
+    from igkd.engine import Study
+    from igkd.experiments import shown
+    from igkd.models import load_weights, state_digest
+
+    study = Study(profile, device="cpu")
+    for item in shown(study.plan):
+        path, record = study.store.weights_path(item.run.key), study.store.find(item.run.key)
+        if not path.exists() or record is None:
+            continue
+        name = f"{profile}-{item.labels['arm']}-{item.run.architecture.blocks_removed}-removed.safetensors"
+        if state_digest(load_weights(path, len(record.outcome["per_class_accuracy"]))) == record.outcome["weights"]:
+            shutil.copyfile(path, study.store.shipped / name)
+            print(f"weights/{name}: run {item.run.key}")
+        else:
+            print(f"{name} is not copied: the weights of run {item.run.key} here are not those of its record")
 
 
 def with_study(notebooks: list[Notebook], options: argparse.Namespace) -> int:

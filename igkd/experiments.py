@@ -386,6 +386,16 @@ def sweep(plan: Plan) -> list[Planned]:
     ]
 
 
+def shown(plan: Plan) -> list[Planned]:
+    """The students whose networks the notebooks show, not only their accuracy: their weights come with the repository."""
+    published_cut = [
+        item
+        for item in sweep(plan)
+        if (item.labels["arm"], item.labels["blocks_removed"], item.labels["width"]) == ("KD+IG", 5, 1)
+    ]
+    return [item for item in factorial(plan) + published_cut if item.labels["seed"] == 0]
+
+
 #: Which experiments each notebook declares; an empty one needs the teacher alone.
 NOTEBOOKS = {
     "00": (arms,),

@@ -269,7 +269,7 @@ def _headline_rows() -> list[dict]:
             "KD+IG against Student, p (paired t)",
             statistics.paired(kd_ig, student).p,
             "<" + stated["p"],
-            note="the released test; runs of the two lists share no seed",
+            note="the released test; no seed that the two lists share is known",
         ),
         _row(
             "KD+IG against Student, p (Welch t)",

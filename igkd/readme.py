@@ -1,16 +1,17 @@
-"""The parts of README.md that are made from the repository: notebooks, measured times, state of the study."""
+"""The parts of README.md that are made from the repository: claims, notebooks, times, state of the study, gallery."""
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-import pandas as pd
-
+from igkd import experiments, published, statistics
 from igkd.claims import ledger
+from igkd.cost import read_measurement
 from igkd.engine import Study
-from igkd.experiments import PROFILES
+from igkd.experiments import NOTEBOOKS
+from igkd.losses import fitted_loss
 from igkd.notebooks import find_notebooks
-from igkd.published import headline
 from igkd.runs import Record
 
 DATA = {"demo": "handwritten digits of scikit-learn", "laptop": "a share of CIFAR-10", "paper": "all of CIFAR-10"}
@@ -25,7 +26,14 @@ def rendered(text: str, root: Path) -> str:
     root : path
         The repository.
     """
-    parts = {"notebooks": notebooks, "profiles": profiles, "claims": claims, "state": state}
+    parts = {
+        "claims": claims,
+        "findings": findings,
+        "notebooks": notebooks,
+        "profiles": profiles,
+        "state": state,
+        "gallery": gallery,
+    }
     return re.sub(
         r"(<!-- (\w+) -->\n).*?(<!-- end -->)",
         lambda found: found[1] + parts[found[2]](root) + found[3],
@@ -61,8 +69,10 @@ def profiles(root: Path) -> str:
 def claims(root: Path) -> str:
     """The verdict on each claim, from the records of the laptop profile, the largest that is recorded."""
     study = Study("laptop", device="cpu", root=root, log=lambda line: None)
-    lines = ["| | the paper says | published | here | pairs of runs | verdict |", "|---|---|---|---|---|---|"]
+    names = ("", "the paper says", "published", "here, as described", "n", "verdict", "here, as released")
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for each in ledger(study):
+        released = f"{each.released}, n = {each.released.n}: {each.released.verdict}" if each.released else "–"
         cells = (
             each.claim.number,
             each.claim.says,
@@ -70,49 +80,165 @@ def claims(root: Path) -> str:
             str(each),
             each.n or "–",
             f"**{each.verdict}**: {each.why}",
+            released,
         )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 
+def findings(root: Path) -> str:
+    """What follows from public files and our records and is not in the paper, as sentences with their numbers."""
+    study = Study("laptop", device="cpu", root=root, log=lambda line: None)
+    sentences = [
+        *_of_published_runs(),
+        *_of_published_logs(),
+        *_of_attention(study),
+        *_of_maps(study),
+        *_of_latency(root / "bench" / "latency-laptop.json"),
+    ]
+    return "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
+
+
+def _of_published_runs() -> list[str]:
+    accuracy = 100 * published.ablation_runs().pivot_table(index="arm", values="accuracy", aggfunc=["mean", "max"])
+    mean, best = (accuracy.loc["KD+IG", name] - accuracy.loc["Student", name] for name in ("mean", "max"))
+    variance = published.monte_carlo_summary().set_index("arm").variance_ddof1
+    return [
+        f"The ten published runs of KD+IG are {float(mean.iloc[0]):.2f} points ahead of the ten of Student in the mean and "
+        f"{float(best.iloc[0]):.2f} in the best run; the abstract's gain is of best against best (notebook 03).",
+        f"In the published Monte Carlo sample KD+IG varies more than Student: {variance['KD+IG'] / variance['Student']:.1f} "
+        "times the variance (notebook 05).",
+    ]
+
+
+def _of_published_logs() -> list[str]:
+    logs = published.training_logs().set_index("arm")
+    ranges = []
+    for arm, log in logs[logs.alpha > 0].iterrows():
+        # Neither the plain student's own loss nor the largest attention loss of 8x8 maps is distillation's.
+        left = log.train_loss - logs.train_loss["Student"] - log.gamma * 2 / 64
+        aligned = max(fitted_loss(gap / 4, log.alpha, log.temperature, permuted=False)["loss"] for gap in range(57))
+        ranges.append(f"{left:.3f} to {log.train_loss:.3f} for {arm}, where aligned logits leave {aligned:.3f} at most")
+    return [
+        f"Two published training logs leave a distillation loss of {'; '.join(ranges)}; logits of other images would leave "
+        "what the logs show (a closed form with its assumptions, notebook 08). The paper describes signals of the image "
+        "itself; the released code, as it stands, draws images and stored signals in separate orders. Both are trained here."
+    ]
+
+
+def _of_attention(study: Study) -> list[str]:
+    full = [item for item in experiments.factorial(study.plan) if item.labels["arm"] == "KD+IG+AT"]
+    norms = study.epochs(full).filter(like="gradient_norms.")
+    if norms.empty:
+        return []
+    share = norms["gradient_norms.attention"] / norms.sum(axis=1)
+    return [
+        f"With the paper's weight, gamma = {full[0].run.method.gamma:g}, attention transfer has {share.mean():.2%} of the sum "
+        f"of the gradient norms in KD+IG+AT ({len(full)} seeds, notebook 04)."
+    ]
+
+
+def _of_maps(study: Study) -> list[str]:
+    runs = study.table(experiments.controls(study.plan))
+    runs["arm"] = (runs.arm + " " + runs.variant).str.strip()
+    family = [(f"{arm[0]} {arm[1]}", " ".join(other).strip()) for _, arm, other in experiments.contrasts(study.plan)]
+    found = statistics.compare_recorded(runs[["arm", "seed", "accuracy"]], family, pair_by="seed").set_index("arm")
+    own = found[(found.index == "IG described")].iloc[0]
+    others = found[found.reference == "IG described"]
+    if others.n.min() < 2:
+        return []
+    differing = others[others.p_holm < 0.05]
+    names = ", ".join(
+        f"{name.split()[1].replace('_', ' ')} {100 * row.difference:+.1f}" for name, row in differing.iterrows()
+    )
+    return [
+        f"At {study.profile.blocks_removed} of 19 blocks removed and {study.profile.take[0]:,} training images, laying IG maps over "
+        f"a tenth of the images changes the accuracy by {100 * own.difference:+.2f} points "
+        f"[{100 * own.low:+.2f}, {100 * own.high:+.2f}] ({own.n} pairs). Of {len(others)} controls in place of the map (maps "
+        "of other images, noise, plain dimming, other attributions) that differ from it after Holm's correction there "
+        + {0: "is none", 1: "is one"}.get(len(differing), f"are {len(differing)}")
+        + (f": {names} points" if len(differing) else "")
+        + " (notebook 08)."
+    ]
+
+
+def _of_latency(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    steady, machine = read_measurement(path, "steady_state")
+    first, _ = read_measurement(path, "first_calls")
+    ratio = steady[(steady.blocks_removed == 5) & (steady.width == 1) & (steady.batch_size == 1)].ratio.iloc[0]
+    calls = first.pivot(index="blocks_removed", columns="order", values="milliseconds").T
+    orders = (calls[0] / calls[5]).round(1)
+    return [
+        "How much faster the student at 4.12x is depends on what is timed: teacher / student is "
+        + " and ".join(f"{value:g} with the {order}" for order, value in orders.items())
+        + f" in single first calls, as the released code measures, and {ratio:.2f} in the steady state of one image "
+        f"({machine['name']}, {machine['threads']} threads, notebook 07)."
+    ]
+
+
 def state(root: Path) -> str:
-    """What is recorded so far, one line a kind of run."""
+    """What is recorded so far, of what the profiles on CIFAR-10 declare."""
     records = [Record.from_json(path.read_text()) for path in sorted((root / "records").glob("*/*.json"))]
-    published = headline().query("version == '2506.14440'").set_index("quantity").value
+    stated = published.headline().query("version == '2506.14440'").set_index("quantity").value
     lines = []
     for record in records:
         if record.run.signals is None and record.run.architecture.blocks_removed == 0:
             done, epochs = record.outcome, record.run.recipe.num_epochs
             lines.append(
                 f"- Teacher: {done['accuracy']:.2%} on {done['n_test']:,} test images after {epochs} epochs on "
-                f"{done['n_train']:,} training images, 1 run (published: {published['teacher_accuracy']}% with 50,000 "
+                f"{done['n_train']:,} training images, 1 run (published: {stated['teacher_accuracy']}% with 50,000 "
                 "images). Shipped in `weights/`."
             )
-    students = pd.DataFrame(
-        [
-            {
-                "cut": record.run.architecture.blocks_removed,
-                "width": record.run.architecture.width,
-                "n_train": record.outcome["n_train"],
-                "split": record.run.split,
-            }
-            for record in records
-            if record.run.architecture.blocks_removed
-        ]
-    )
-    if not students.empty:
-        for (cut, width, n_train, split), group in students.groupby(["cut", "width", "n_train", "split"]):
-            narrowed = f" and width {width:g}" if width != 1 else ""
-            lines.append(
-                f"- Students with {cut} of 19 blocks removed{narrowed}, {n_train:,} training images, scored on the {split} "
-                f"images: {len(group)} runs."
-            )
-    full_size = PROFILES["paper"]
-    arms = [
-        path
-        for path in (root / "records" / "arms").glob("*.json")
-        if Record.from_json(path.read_text()).run.recipe == full_size.recipe
-    ]
-    if not arms:
-        lines.append("- The full-size arms at 4.12x are declared in the `paper` profile and not yet recorded.")
+    lines += ["", "| profile | notebook | runs | recorded of declared | seeds | blocks removed | training images |"]
+    lines += ["|---" * 7 + "|"]
+    for profile in ("laptop", "paper"):
+        study = Study(profile, device="cpu", root=root, log=lambda line: None)
+        seen = set()
+        for number, declared in list(NOTEBOOKS.items())[1:]:  # what the first declares, the others do too
+            for experiment in declared:
+                if experiment in seen:
+                    continue
+                seen.add(experiment)
+                planned = experiment(study.plan)
+                done = [record for item in planned if (record := study.store.find(item.run.key))]
+                cells = (
+                    f"`{profile}`",
+                    number,
+                    experiment.__name__.replace("_", " "),
+                    f"{len(done)} of {len(planned)}",
+                    _values(record.run.seed for record in done),
+                    _values(record.run.architecture.blocks_removed for record in done),
+                    _values(record.outcome["n_train"] for record in done),
+                )
+                lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "A run that several notebooks need is trained once and counted in each."]
     return "\n".join(lines) + "\n"
+
+
+def _values(found: Iterable[int]) -> str:
+    low_to_high = sorted(set(found))
+    if len(low_to_high) > 2:
+        return f"{low_to_high[0]:,} to {low_to_high[-1]:,}"
+    return ", ".join(f"{value:,}" for value in low_to_high)
+
+
+def gallery(root: Path) -> str:
+    """All figures, small, each with the section that draws it and a link to its notebook."""
+    lines, seen = [], set()
+    for notebook in find_notebooks(root / "notebooks"):
+        pictures, heading = [], notebook.title
+        for cell in json.loads(notebook.path.read_text(encoding="utf-8"))["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "markdown":
+                heading = ([heading] + re.findall(r"^#+ +(.+)$", source, re.MULTILINE))[-1]
+                continue
+            for name in re.findall(r'figures\.save\(\w+, "([\w-]+)"', source):
+                if name not in seen and (root / "figures" / f"{name}.png").exists():
+                    seen.add(name)
+                    text = heading.split("·")[-1].strip().replace('"', "")
+                    pictures.append(f'<img src="figures/{name}.png" height="150" alt="{text}" title="{text}">')
+        if pictures:
+            lines += [f"[{notebook.name}](notebooks/{notebook.path.name})", "", "\n".join(pictures), ""]
+    return "\n".join(lines)

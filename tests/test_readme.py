@@ -27,7 +27,9 @@ def test_generated_parts_are_up_to_date():
 
 
 def test_its_pictures_and_links_are_there():
-    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", TEXT):
+    targets = re.findall(r"\]\((?!https?:)([^)]+)\)", TEXT) + re.findall(r'<img src="([^"]+)"', TEXT)
+    assert len(targets) > 30
+    for target in targets:
         assert (ROOT / target).exists(), target
 
 

@@ -1,0 +1,99 @@
+"""IG maps a second: Captum with its defaults, and igkd at the same nodes and at fewer, in turn, each in its own process.
+
+    python bench/attribution.py --data cifar10.npz --rounds 3
+
+Writes bench/attribution.json: maps a second, and the mean absolute completeness error as a share of the mean rise of
+the logit. The network is the shipped teacher, the images are CIFAR-10 test images, baseline as in the paper.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+TEACHER = HERE.parent / "weights" / "teacher-cifar10.safetensors"
+AT_ONCE = 16  # images of a call of Captum's: with 50 steps 800 go through the network at once
+
+
+def captum_maps(model, x, target, baseline, n_steps: int):
+    """Attributions and completeness errors of `x`, as a user of Captum gets them."""
+    import torch
+    from captum.attr import IntegratedGradients
+
+    explained = IntegratedGradients(model)
+    parts = [
+        explained.attribute(images, baseline.expand_as(images), labels, n_steps=n_steps, return_convergence_delta=True)
+        for images, labels in zip(x.split(AT_ONCE), target.split(AT_ONCE), strict=True)
+    ]
+    return torch.cat([delta for _, delta in parts])
+
+
+def our_maps(model, x, target, baseline, n_steps: int):
+    """The same of igkd, as `igkd.signals` calls it."""
+    from igkd.attribution import integrated_gradients
+    from igkd.device import pick_compute
+
+    compute = pick_compute("cpu")
+    compute.prepare(model)
+    with compute.autocast():
+        return integrated_gradients(model, x, target, baseline=baseline, n_steps=n_steps).delta
+
+
+def measured(side: str, data: str, n_steps: int, num_images: int) -> dict:
+    """Maps a second, without the first call, and the completeness error."""
+    import torch
+
+    from igkd.attribution import make_baseline
+    from igkd.images import load_images
+    from igkd.models import load_weights
+    from igkd.signals import as_input
+
+    images = load_images("cifar10", data)
+    model = load_weights(TEACHER, images.num_classes).eval()
+    x, target = as_input(images.test_images[:num_images]), torch.from_numpy(images.test_labels[:num_images])
+    baseline = make_baseline("mean", x, model)
+    maps = {"captum": captum_maps, "igkd": our_maps}[side]
+    with torch.no_grad():
+        at = torch.arange(len(x))
+        rise = (model(x) - model(baseline.expand_as(x)))[at, target].abs().mean()
+    maps(model, x[:AT_ONCE], target[:AT_ONCE], baseline, n_steps)
+    started = time.perf_counter()
+    error = maps(model, x, target, baseline, n_steps).abs().mean() / rise
+    return {"maps_per_second": round(len(x) / (time.perf_counter() - started), 2), "error": round(float(error), 4)}
+
+
+def main() -> None:
+    """Measure in turn and write the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default=os.environ.get("IGKD_DATA", ""))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--side", nargs=2, metavar=("NAME", "N_STEPS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(measured(options.side[0], options.data, int(options.side[1]), options.images)))
+        return
+
+    import torch
+
+    from igkd.device import pick_compute
+
+    results = []
+    for turn in range(options.rounds):
+        for side, n_steps in (("captum", 50), ("igkd", 50), ("igkd", 16), ("igkd", 8)):
+            command = [sys.executable, __file__, "--data", options.data, "--images", str(options.images)]
+            done = subprocess.run(
+                [*command, "--side", side, str(n_steps)], stdout=subprocess.PIPE, text=True, check=True
+            )
+            results.append({"round": turn, "side": side, "n_steps": n_steps} | json.loads(done.stdout))
+            print(results[-1], flush=True)
+    content = {"machine": pick_compute("cpu").describe(), "torch": torch.__version__, "images": options.images}
+    (HERE / "attribution.json").write_text(json.dumps(content | {"measured": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
