@@ -18,8 +18,8 @@ from math import comb, prod
 
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
 from scipy import integrate, optimize, stats
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.diagnostic import lilliefors as _lilliefors
 from statsmodels.stats.meta_analysis import effectsize_smd
 from statsmodels.stats.multitest import multipletests
@@ -960,7 +960,7 @@ def factorial(
     switched on (and the other way round); ``KD:IG:AT`` is the change of ``KD:IG`` when AT is switched on.
     Each row has one degree of freedom, so its t-test is the F-test of the analysis of variance (type III),
     and partial eta squared is t^2 / (t^2 + df). Assumes independent, normal errors of equal variance.
-    Source: Montgomery, Design and Analysis of Experiments, ch. 6; ``statsmodels.api.OLS``.
+    Source: Montgomery, Design and Analysis of Experiments, ch. 6; ``statsmodels.regression.linear_model.OLS``.
     """
     _pick(frame, ["arm", value] + ([block] if block else []))
     _fraction(confidence, "confidence")
@@ -979,7 +979,7 @@ def factorial(
     if y.size <= np.linalg.matrix_rank(columns.to_numpy()):
         raise InputError("every run is used up by the effects; at least two runs per arm are needed")
     _varies(y)
-    fit = sm.OLS(y, columns).fit()
+    fit = OLS(y, columns).fit()
     interval = fit.conf_int(alpha=1 - confidence).loc[names]
     t = fit.tvalues[names].to_numpy()
     table = pd.DataFrame(
