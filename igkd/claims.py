@@ -265,9 +265,11 @@ def _c2(study: Study) -> Finding:
 
 def _latency_finding(claim: Claim, stated: str, row: pd.Series, machine: dict, needed: float) -> Finding:
     verdict = judge_ratio(row.ratio_low, row.ratio_high, needed)
-    why = (
-        claim.criterion if verdict != INCONCLUSIVE else "the interval of the ratio holds that factor; more repetitions"
-    )
+    why = {
+        REPRODUCED: claim.criterion,
+        NOT_REPRODUCED: f"less than {needed:.1f} times on this machine; the published times are of another one",
+        INCONCLUSIVE: "the interval of the ratio holds that factor; more repetitions",
+    }[verdict]
     threads = f"{machine['threads']} thread" + "s" * (machine["threads"] != 1)
     data = f"{row.n:.0f} rounds, {machine['device']}, {machine['name']}, {threads}"
     return Finding(claim, stated, row.ratio, row.ratio_low, row.ratio_high, "times", int(row.n), data, verdict, why)

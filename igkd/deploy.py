@@ -108,6 +108,8 @@ def session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
     """Open an ONNX file; `threads` of the processor, 0 for all cores."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Threads that wait actively for the next call take the cores of what is measured, or runs, beside.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises classes of its own that it does not export
@@ -139,7 +141,8 @@ def compare_runtimes(
     images : ImageSet
         The first `CALIBRATION_IMAGES` training images set the ranges of the activations.
     rounds : dict
-        Batch size -> measured rounds; all calls of a batch size are made in turn, see `igkd.cost.latency`.
+        Batch size -> measured rounds. The calls of PyTorch are made in turn, and then those of ONNX Runtime, see
+        `igkd.cost.latency`; each ratio is to the first network in PyTorch, or in ONNX Runtime in float32.
     folder : path
         Where the files are written.
 
@@ -149,7 +152,8 @@ def compare_runtimes(
         One row a network, runtime and batch size: ``network``, ``runtime``, ``batch_size``, ``accuracy`` (of the test
         images), ``file (kB)`` (NaN for PyTorch), then as `igkd.cost.latency` without its index.
     """
-    processor, rows, calls = Compute("cpu", bfloat16=False), [], {batch_size: {} for batch_size in rounds}
+    # PyTorch and ONNX Runtime are not called in turn: PyTorch's threads wait actively, too.
+    processor, rows, calls = Compute("cpu", bfloat16=False), [], {}
     for number, (name, model) in enumerate(models.items()):
         model = model.to("cpu")
         full, small = Path(folder) / f"{number}-float32.onnx", Path(folder) / f"{number}-int8.onnx"
@@ -163,10 +167,10 @@ def compare_runtimes(
             for batch_size in rounds:
                 batch = as_input(test[:batch_size])
                 call = onnx_call(path, batch, torch.get_num_threads()) if path else forward_call(model, batch)
-                calls[batch_size][len(rows)] = call
+                calls.setdefault((batch_size, path is None), {})[len(rows)] = call
                 rows.append(
                     {"network": name, "runtime": runtime, "batch_size": batch_size}
                     | {"accuracy": accuracy, "file (kB)": size}
                 )
-    timed = pd.concat(latency(calls[batch_size], count, warm_up=3) for batch_size, count in rounds.items())
+    timed = pd.concat(latency(turns, rounds[batch_size], warm_up=3) for (batch_size, _), turns in calls.items())
     return pd.DataFrame(rows).join(timed)

@@ -188,6 +188,11 @@ def t_interval(values) -> tuple[float, float]:
     return values.mean() - half, values.mean() + half
 
 
+def bar_ends(values) -> tuple[float, float]:
+    """`t_interval` of three values or more; of two their range, because their interval, 13 times as wide, hides all else."""
+    return t_interval(values) if len(values) > 2 else (float(np.min(values)), float(np.max(values)))
+
+
 def surface(table: pd.DataFrame, x: str, y: str, baseline: float) -> Figure:
     """Accuracy over two constants as a heat map, in points above or below `baseline` (a fraction)."""
     wide = table.pivot_table(index=y, columns=x, values="accuracy").sort_index(ascending=False)
@@ -638,12 +643,10 @@ def compression_accuracy(panels: dict[str, pd.DataFrame]) -> Figure:
     panels : dict
         Title -> table with columns ``arm``, ``compression_factor``, ``accuracy`` (fraction) and maybe ``seed``, by
         which differences are paired, and ``width``; networks narrower than 1 are drawn as open squares, unconnected.
-        Means have 95 % t-intervals where a point has two runs or more.
+        Means have the bars of `bar_ends`.
     """
     size = (4.4 * len(panels), 5.6)
-    figure, axes = plt.subplots(
-        2, len(panels), figsize=size, squeeze=False, sharex=True, sharey="row", height_ratios=(3, 2)
-    )
+    figure, axes = plt.subplots(2, len(panels), figsize=size, squeeze=False, sharex=True, height_ratios=(3, 2))
     for (upper, lower), (title, table) in zip(axes.T, panels.items(), strict=True):
         if "seed" not in table:
             table = table.assign(seed=0)
@@ -659,8 +662,8 @@ def compression_accuracy(panels: dict[str, pd.DataFrame]) -> Figure:
                 if axis is lower and arm == "Student":
                     continue
                 for narrowed, group in rows.groupby(rows.width < 1):
-                    points = group.groupby("compression_factor").accuracy.agg(["mean", t_interval])
-                    ends = np.array([*points.t_interval]).T
+                    points = group.groupby("compression_factor").accuracy.agg(["mean", bar_ends])
+                    ends = np.array([*points.bar_ends]).T
                     mean = points["mean"].to_numpy()
                     axis.errorbar(
                         points.index * shift,
@@ -716,7 +719,7 @@ def pareto(table: pd.DataFrame, costs: dict[str, str]) -> Figure:
         axis.step(front[cost], 100 * front.accuracy, where="post", color="0.3", lw=1, ls="--", label="Pareto front")
         for row in table.itertuples():
             axis.annotate(
-                f"{row.blocks_removed}" + (f", width {row.width:g}" if row.width < 1 else ""),
+                f"{row.blocks_removed}" + (f", w {row.width:g}" if row.width < 1 else ""),
                 (getattr(row, cost), 100 * row.accuracy),
                 xytext=(4, -10),
                 textcoords="offset points",
