@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import pandas as pd
+
 from igkd import experiments, published, statistics
 from igkd.claims import ledger
 from igkd.cost import read_measurement
@@ -31,6 +33,7 @@ def rendered(text: str, root: Path) -> str:
         "findings": findings,
         "notebooks": notebooks,
         "profiles": profiles,
+        "benchmarks": benchmarks,
         "state": state,
         "gallery": gallery,
     }
@@ -63,6 +66,32 @@ def profiles(root: Path) -> str:
             f"| {run['seconds'] / 60:.1f} min | {sum(each['trained'] for each in measured)} "
             f"| {machine['name']}, {machine['threads']} threads |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def benchmarks(root: Path) -> str:
+    """What the programs in ``bench/`` measured: medians over their rounds."""
+    training, attribution = (
+        json.loads((root / "bench" / f"{name}.json").read_text()) for name in ("training", "attribution")
+    )
+    lines = ["| | a plain loop, or Captum | igkd | times faster | rounds |", "|---|---|---|---|---|"]
+    for cut, rounds in pd.DataFrame(training["images_per_second"]).groupby("blocks_removed"):
+        at_once = rounds.processes.iloc[0]
+        lines.append(
+            f"| training, {cut} blocks removed{f', {at_once} runs at once' if at_once > 1 else ''}: images a second "
+            f"| {rounds.plain.median():,.0f} | {rounds.igkd.median():,.0f} | {rounds.ratio.median():.1f} | {len(rounds)} |"
+        )
+    measured = pd.DataFrame(attribution["measured"])
+    theirs = measured[measured.side == "captum"].set_index("round")
+    for n_steps, rounds in measured[measured.side == "igkd"].groupby("n_steps", sort=False):
+        ours = rounds.set_index("round")
+        lines.append(
+            f"| IG maps of the teacher, {n_steps} steps (Captum: {theirs.n_steps.iloc[0]}): maps a second; completeness error "
+            f"| {theirs.maps_per_second.median():.1f}; {theirs.error.iloc[0]:.1%} | {ours.maps_per_second.median():.1f}; "
+            f"{ours.error.iloc[0]:.1%} | {(ours.maps_per_second / theirs.maps_per_second).median():.1f} | {len(ours)} |"
+        )
+    machine = training["machine"]
+    lines += ["", f"{machine['name']}, {machine['threads']} threads, torch {training['torch']}."]
     return "\n".join(lines) + "\n"
 
 
