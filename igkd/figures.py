@@ -806,7 +806,7 @@ def published_imagenet(table: pd.DataFrame, on_cifar: pd.Series) -> Figure:
     """
     students = table[table.metric.isin(["accuracy", "balanced_accuracy"]) & (table.arm != "Teacher")]
     charts = {70: ("accuracy", "balanced accuracy"), 80: ("CIFAR-10, accuracy", "ImageNet, balanced accuracy")}
-    columns = {"plotted": "as published", "computed": "labels right"}
+    columns = {"plotted": "as published", "computed": "values as computed"}
     moved = set(students.arm[(students.plotted - students.computed).abs() > 5e-4])
     figure, axes = plt.subplots(2, 2, figsize=(11, 6.6), sharey="row")
     for line, (bottom, labels) in zip(axes, charts.items(), strict=True):

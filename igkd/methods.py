@@ -98,5 +98,5 @@ class Recipe:
 RECIPES = {
     "paper": Recipe(num_epochs=100, optimizer="adam", lr=1e-3, one_cycle=False, weight_decay=0.0),
     "fast": Recipe(num_epochs=16),
-    "demo": Recipe(num_epochs=8, batch_size=32, padding=1),
+    "demo": Recipe(num_epochs=7, batch_size=32, padding=1),
 }

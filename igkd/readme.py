@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from igkd import experiments, published, statistics
+from igkd import experiments, published, shift, statistics
 from igkd.claims import ledger
 from igkd.cost import read_measurement
 from igkd.engine import Study
@@ -123,6 +123,7 @@ def findings(root: Path) -> str:
         *_of_published_logs(),
         *_of_attention(study),
         *_of_maps(study),
+        *_of_corruption(study),
         *_of_latency(root / "bench" / "latency-laptop.json"),
     ]
     return "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
@@ -188,6 +189,24 @@ def _of_maps(study: Study) -> list[str]:
         + {0: "is none", 1: "is one"}.get(len(differing), f"are {len(differing)}")
         + (f": {names} points" if len(differing) else "")
         + " (notebook 08)."
+    ]
+
+
+def _of_corruption(study: Study) -> list[str]:
+    seen = shift.kept(study, experiments.factorial(study.plan), "robustness")
+    if seen.empty:
+        return []
+    seen["kind"] = seen.condition.str.split(" ").str[0]
+    accuracy = seen.groupby(["arm", "seed", "kind"], sort=False).accuracy.mean().unstack(["arm", "kind"])
+    gain = (accuracy["IG"] - accuracy["Student"]).dropna()
+    kinds = gain.drop(columns=shift.CLEAN)
+    more = statistics.compare(kinds.mean(axis=1), gain[shift.CLEAN], paired=True)
+    most = kinds.mean().idxmax()
+    return [
+        f"On corrupted test images ({', '.join(kinds)}) the overlay changes the accuracy of the same students by "
+        f"{100 * kinds.mean().mean():+.2f} points, on clean ones by {100 * gain[shift.CLEAN].mean():+.2f}: a difference of "
+        f"{100 * more.difference:+.2f} [{100 * more.low:+.2f}, {100 * more.high:+.2f}] ({len(gain)} seeds). It gains most where "
+        f"the {most} changes ({100 * kinds[most].mean():+.2f}), as an augmentation that dims images would (notebook 06)."
     ]
 
 

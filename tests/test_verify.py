@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from igkd import experiments, figures
 from igkd.engine import Study
 from igkd.errors import InputError
-from igkd.runs import Record
+from igkd.models import load_weights, state_digest, weights_metadata
+from igkd.runs import Record, Store
 from igkd.verify import compare, verify_figures, verify_runs
 from small import small_images, small_run
 
+ROOT = Path(__file__).resolve().parent.parent
 RUN = small_run(small_images())
 
 
@@ -93,3 +96,14 @@ def test_figures_are_compared_with_the_records(study, tmp_path):
     checks = {check.name: check for check in verify_figures(tmp_path, study.store)}
     assert not checks["stranger.png"].holds
     assert not checks["unlisted.png"].holds and "draw it again" in checks["unlisted.png"].detail
+
+
+SHIPPED = sorted((ROOT / "weights").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_weights_are_those_of_their_records(path):
+    store = Store(ROOT / "records", ROOT / "build", ROOT / "weights")
+    record = store.find(weights_metadata(path)["run"])
+    model = load_weights(path, len(record.outcome["per_class_accuracy"]))
+    assert state_digest(model) == record.outcome["weights"]
