@@ -25,6 +25,7 @@ from igkd.progress import Status, duration
 REPOSITORY = Path(__file__).resolve().parent
 NOTEBOOKS = REPOSITORY / "notebooks"
 TEACHER_NOTEBOOK = "01"
+LATENCY_NOTEBOOK = "07"
 
 
 def main() -> int:
@@ -300,14 +301,12 @@ def show_reasons(study, numbers: list[str]) -> int:
 
 def forget(study, numbers: list[str]) -> None:
     """Remove what the notebooks declare and measured; the teacher, which all need, is the first notebook's."""
-    from igkd.experiments import TIMED
-
     keys = {item.run.key for item in study.planned(numbers)} & study.store.keys()
     if TEACHER_NOTEBOOK not in numbers:
         keys -= {item.run.key for item in study.teacher_runs()}
     for key in keys:
         study.store.forget(key)
-    if TIMED & set(numbers):
+    if LATENCY_NOTEBOOK in numbers:
         (study.figures.parent / f"latency-{study.profile.name}.json").unlink(missing_ok=True)
     study.log(f"forgot {len(keys)} records; they are trained again")
 

@@ -45,6 +45,10 @@ def rendered(text: str, root: Path) -> str:
     )
 
 
+def _study(profile: str, root: Path) -> Study:
+    return Study(profile, device="cpu", root=root, log=lambda line: None)
+
+
 def notebooks(root: Path) -> str:
     """The notebooks and their titles."""
     lines = [
@@ -97,7 +101,7 @@ def benchmarks(root: Path) -> str:
 
 def claims(root: Path) -> str:
     """The verdict on each claim, from the records of the laptop profile, the largest that is recorded."""
-    study = Study("laptop", device="cpu", root=root, log=lambda line: None)
+    study = _study("laptop", root)
     names = ("", "the paper says", "published", "here, as described", "n", "verdict", "here, as released")
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for each in ledger(study):
@@ -117,7 +121,7 @@ def claims(root: Path) -> str:
 
 def findings(root: Path) -> str:
     """What follows from public files and our records and is not in the paper, as sentences with their numbers."""
-    study = Study("laptop", device="cpu", root=root, log=lambda line: None)
+    study = _study("laptop", root)
     sentences = [
         *_of_published_runs(),
         *_of_published_logs(),
@@ -242,7 +246,7 @@ def state(root: Path) -> str:
     lines += ["", "| profile | notebook | runs | recorded of declared | seeds | blocks removed | training images |"]
     lines += ["|---" * 7 + "|"]
     for profile in ("laptop", "paper"):
-        study = Study(profile, device="cpu", root=root, log=lambda line: None)
+        study = _study(profile, root)
         seen = set()
         for number, declared in list(NOTEBOOKS.items())[1:]:  # what the first declares, the others do too
             for experiment in declared:

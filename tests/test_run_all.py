@@ -245,6 +245,17 @@ def test_runs_only_stops_at_its_budget(repository):
     assert " to do" in done.stdout.splitlines()[-1]
 
 
+def test_force_forgets_what_its_notebooks_measured_and_nothing_else(tmp_path):
+    study = Study("demo", root=tmp_path, device="cpu", log=lambda line: None)
+    measured = study.figures.parent / "latency-demo.json"
+    measured.parent.mkdir(parents=True)
+    measured.write_text("{}")
+    RUN_ALL["forget"](study, ["02", "08"])
+    assert measured.exists()
+    RUN_ALL["forget"](study, ["07"])
+    assert not measured.exists()
+
+
 def test_values_of_parameters(tmp_path):
     notebook = write_notebook(tmp_path / "00_x.ipynb", "X")
     given = {"n_steps": "16", "lr": "1", "data": "123"}
