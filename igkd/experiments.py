@@ -67,6 +67,10 @@ class Profile:
         Repetitions of every arm.
     alphas, temperatures, overlay_probs, gammas : tuple of float
         Grid of the search on the validation split.
+    num_subsets : int
+        Random subsets of the Monte Carlo runs.
+    compared : tuple of (int, float)
+        Blocks removed and share of the training images of the networks for which recipes are compared.
     num_controls : int
         Seeds of the controls.
     sweep : Sweep
@@ -88,7 +92,7 @@ class Profile:
     overlay_probs: tuple[float, ...]
     gammas: tuple[float, ...]
     num_subsets: int
-    compared_cuts: tuple[int, ...]
+    compared: tuple[tuple[int, float], ...]
     num_controls: int
     sweep: Sweep
     control_variants: tuple[str, ...] = tuple(VARIANTS)
@@ -116,7 +120,7 @@ PROFILES = {
             overlay_probs=(0.1, 0.5),
             gammas=(0.8, 1000.0),
             num_subsets=4,
-            compared_cuts=(17,),
+            compared=((17, 1.0),),
             num_controls=1,
             control_variants=("described", "released", "permuted", "other_image", "noise", "dimming"),
             sweep=Sweep(
@@ -141,7 +145,7 @@ PROFILES = {
             overlay_probs=(0.1, 0.5),
             gammas=(0.8, 30.0, 1000.0),
             num_subsets=5,
-            compared_cuts=(17,),
+            compared=((17, 1.0),),
             num_controls=10,
             # About 42 minutes of one core for 38 runs, reckoned from single steps of each network: 35 for 16 epochs of
             # 500 images, 7 for scoring 10,000 (the IG maps, which other notebooks share, not counted).
@@ -168,7 +172,8 @@ PROFILES = {
             overlay_probs=(0.05, 0.1, 0.25, 0.5),
             gammas=(0.1, 0.8, 10.0, 100.0, 1000.0),
             num_subsets=60,
-            compared_cuts=(17, 5, 0),
+            # A tenth is what two processor cores train a teacher on with the recipe of 100 epochs in an hour or two.
+            compared=((17, 1.0), (0, 0.1), (5, 1.0), (0, 1.0)),
             num_controls=10,
             sweep=Sweep(
                 cuts=BLOCKS_REMOVED[::-1],
@@ -307,10 +312,10 @@ def recipes(plan: Plan) -> list[Planned]:
         Planned(
             "recipes",
             {"arm": "Student", "blocks_removed": cut, "num_epochs": recipe.num_epochs, "seed": seed},
-            Run(plan.data, Subset(), Architecture(cut, normalize=cut == 0), Method(), recipe, None, seed),
+            Run(plan.data, Subset(share), Architecture(cut, normalize=cut == 0), Method(), recipe, None, seed),
         )
         for seed in range(2)
-        for cut in plan.profile.compared_cuts
+        for cut, share in plan.profile.compared
         for recipe in (own, paper)
     ]
 
