@@ -314,10 +314,9 @@ def forget(study, numbers: list[str]) -> None:
 def train_runs(study, numbers: list[str], options: argparse.Namespace, status: Status) -> int:
     """Train what is missing, without notebooks."""
     status.begin("training")
-    planned = study.planned(numbers)
     before = study.store.keys()
     try:
-        study.ensure(planned, options.budget)
+        study.complete(numbers, options.budget)
     except TrainingError as error:
         print(f"run_all.py: {error}", file=sys.stderr)
         return 1
@@ -326,7 +325,7 @@ def train_runs(study, numbers: list[str], options: argparse.Namespace, status: S
         return 130
     finally:
         here = study.store.keys()
-        wanted = {item.run.key for item in planned}
+        wanted = {item.run.key for item in study.planned(numbers)}
         status.say(
             f"{len(wanted & (here - before))} runs trained, {len(wanted & before)} were recorded, "
             f"{len(wanted - here)} to do"
@@ -352,7 +351,7 @@ def run_notebooks(
         if not options.parameters:
             status.begin("training")
             try:
-                study.ensure(study.planned(numbers))
+                study.complete(numbers)
                 at_once = study.jobs
             except TrainingError as error:
                 status.say(f"run_all.py: {error}")

@@ -24,6 +24,8 @@ class Draw:
         Which images get their map laid over them.
     exponent : Tensor (B,) float32
         Power to which the map is raised, log-uniform.
+    cut_row, cut_column : Tensor (B,) float32
+        Centre of the square that is cut out, as shares of height and width, in [0, 1).
     """
 
     top: Tensor
@@ -31,6 +33,8 @@ class Draw:
     mirror: Tensor
     overlay: Tensor
     exponent: Tensor
+    cut_row: Tensor
+    cut_column: Tensor
 
     def to(self, device) -> "Draw":
         """The same draw on another device."""
@@ -61,6 +65,8 @@ def draw(
     and mirrors whether or not they overlay maps.
     """
     uniform = torch.rand(5, n, generator=generator)
+    # Drawn last and by themselves, so that what was drawn before cutout existed stays as it is in the records.
+    cut = torch.rand(2, n, generator=generator)
     corner = (uniform[:2] * (2 * padding + 1)).long()
     return Draw(
         top=corner[0],
@@ -68,6 +74,8 @@ def draw(
         mirror=(uniform[2] < 0.5) & mirror,
         overlay=uniform[3] < overlay_prob,
         exponent=torch.exp(uniform[4] * torch.log(torch.tensor(max_exponent))),
+        cut_row=cut[0],
+        cut_column=cut[1],
     )
 
 
@@ -125,6 +133,35 @@ def overlay(images: Tensor, maps: Tensor, drawn: Draw, weight: float = 0.5) -> T
     shaped = rescale(maps ** drawn.exponent[:, None, None])
     blended = (1 - weight) * images + weight * shaped[:, None]
     return torch.where(drawn.overlay[:, None, None, None], blended, images)
+
+
+def cutout(images: Tensor, drawn: Draw, side: int) -> Tensor:
+    """Blacken a square in each image; what reaches over the border is lost.
+
+    Parameters
+    ----------
+    images : Tensor (B, 3, H, W)
+    drawn : Draw of B
+    side : int
+        Pixels.
+
+    Returns
+    -------
+    Tensor (B, 3, H, W)
+
+    References
+    ----------
+    DeVries, Taylor, "Improved regularization of convolutional neural networks with cutout", arXiv 1708.04552, 2017.
+    """
+    height, width = images.shape[2:]
+
+    def covered(length: int, share: Tensor) -> Tensor:
+        first = (share * length).long() - side // 2
+        position = torch.arange(length, device=images.device) - first[:, None]
+        return (position >= 0) & (position < side)
+
+    square = covered(height, drawn.cut_row)[:, :, None] & covered(width, drawn.cut_column)[:, None, :]
+    return images.masked_fill(square[:, None], 0.0)
 
 
 def move_attention(maps: Tensor, rows: Tensor, drawn: Draw, padding: int, size: tuple[int, int]) -> Tensor:

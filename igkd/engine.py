@@ -118,7 +118,11 @@ class Study:
                     f"the {self.profile.name} profile needs the teacher {path}; get it from the repository"
                 )
             key = weights_metadata(path)["run"]
-        return Plan(self.profile, self.fingerprint, key)
+        return Plan(self.profile, self.fingerprint, key, self._accuracy)
+
+    def _accuracy(self, key: str) -> float | None:
+        record = self.store.find(key)
+        return record and record.outcome["accuracy"]
 
     def describe_data(self) -> str:
         """Name and numbers of the images, for captions."""
@@ -279,6 +283,13 @@ class Study:
                 f"{len(failures)} of {len(missing)} runs failed, the others are kept; first: {failures[0]}"
             )
         return self.table(planned)
+
+    def complete(self, notebooks: Iterable[str] = NOTEBOOKS, budget: float | None = None) -> None:
+        """Train what the notebooks declare and is missing, and then what these results decide; else as `ensure`."""
+        started, planned = time.monotonic(), []
+        while len(now := self.planned(notebooks)) > len(planned):
+            planned = now
+            self.ensure(planned, budget and max(0.0, budget - (time.monotonic() - started)))
 
     def _trained(self, missing: list[Planned], on_time, recorded: int, total: int) -> Iterator[tuple]:
         """Each run that is started on time, with its record or with what went wrong, as they are finished."""

@@ -3,7 +3,8 @@
 An experiment is a list of `Planned` runs; the labels become the columns of the table that notebooks work with.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from igkd.errors import InputError
 from igkd.images import Subset
@@ -46,6 +47,34 @@ NARROWED = {13: (1, 0.10), 9: (3, 0.38), 5: (1, 0.54)}
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What is tried on the validation split before the method is compared with strong baselines.
+
+    Distillation is tried with the profile's ``alphas`` and ``temperatures``, overlays with its ``overlay_probs``,
+    attention transfer with its ``gammas``.
+
+    Attributes
+    ----------
+    overlay_weights, max_exponents : tuple of float
+    smoothings : tuple of float
+        Strengths of label smoothing.
+    cutouts : tuple of int
+        Sides, pixels.
+    num_seeds : int
+        Runs a point, of which the mean decides.
+    families : tuple of str
+        Keys of `FAMILIES`.
+    """
+
+    overlay_weights: tuple[float, ...]
+    max_exponents: tuple[float, ...]
+    smoothings: tuple[float, ...]
+    cutouts: tuple[int, ...]
+    num_seeds: int
+    families: tuple[str, ...] = ("KD", "IG", "AT", "Online KD", "Label smoothing", "Cutout")
+
+
+@dataclass(frozen=True)
 class Profile:
     """How large a study is.
 
@@ -72,7 +101,8 @@ class Profile:
     compared : tuple of (int, float)
         Blocks removed and share of the training images of the networks for which recipes are compared.
     num_controls : int
-        Seeds of the controls.
+        Seeds of the controls and of what was tuned.
+    tuning : Tuning
     sweep : Sweep
         Networks of the compression sweep.
     control_variants : tuple of str
@@ -94,8 +124,9 @@ class Profile:
     num_subsets: int
     compared: tuple[tuple[int, float], ...]
     num_controls: int
+    tuning: Tuning
     sweep: Sweep
-    control_variants: tuple[str, ...] = tuple(VARIANTS)
+    control_variants: tuple[str, ...] = tuple(variant for variant in VARIANTS if variant != "online")
 
     @property
     def full_size(self) -> bool:
@@ -122,6 +153,7 @@ PROFILES = {
             num_subsets=4,
             compared=((17, 1.0),),
             num_controls=1,
+            tuning=Tuning((0.5,), (2.0,), (), (6,), num_seeds=1, families=("KD", "IG", "Cutout")),
             control_variants=("described", "released", "permuted", "other_image", "noise", "dimming"),
             sweep=Sweep(
                 cuts=(17, 15, 13),
@@ -141,12 +173,13 @@ PROFILES = {
             n_steps=8,
             num_seeds=5,
             alphas=(0.01, 0.5, 0.9),
-            temperatures=(1.5, 4.0),
-            overlay_probs=(0.1, 0.5),
+            temperatures=(1.5, 2.5, 4.0),
+            overlay_probs=(0.1, 0.25, 0.5),
             gammas=(0.8, 30.0, 1000.0),
             num_subsets=5,
             compared=((17, 1.0),),
             num_controls=10,
+            tuning=Tuning((0.25, 0.5), (1.0, 2.0), (0.01, 0.1, 0.3), (4, 8, 16), num_seeds=3),
             # About 42 minutes of one core for 38 runs, reckoned from single steps of each network: 35 for 16 epochs of
             # 500 images, 7 for scoring 10,000 (the IG maps, which other notebooks share, not counted).
             sweep=Sweep(
@@ -175,6 +208,7 @@ PROFILES = {
             # A tenth is what two processor cores train a teacher on with the recipe of 100 epochs in an hour or two.
             compared=((17, 1.0), (0, 0.1), (5, 1.0), (0, 1.0)),
             num_controls=10,
+            tuning=Tuning((0.25, 0.5), (1.0, 2.0, 4.0), (0.01, 0.05, 0.1, 0.2), (4, 8, 12, 16), num_seeds=1),
             sweep=Sweep(
                 cuts=BLOCKS_REMOVED[::-1],
                 arms=("Student", "KD+IG", "KD", "IG"),
@@ -208,11 +242,15 @@ class Plan:
         Fingerprint of the images.
     teacher_key : str
         Key of the teacher's run.
+    accuracy : callable
+        The recorded accuracy of the run with this key, None if it is not recorded: for experiments whose constants
+        another experiment decides.
     """
 
     profile: Profile
     data: str
     teacher_key: str
+    accuracy: Callable[[str], float | None] = field(default=lambda key: None, compare=False)
 
     def student(
         self,
@@ -367,6 +405,117 @@ def contrasts(plan: Plan) -> list[tuple[str, tuple[str, str], tuple[str, str]]]:
     return [each for each in CONTRASTS if {each[1], each[2]} <= trained]
 
 
+#: Ways of training that are tuned, each by itself, with the variant of the teacher's signals that it takes.
+FAMILIES = {
+    "KD": "described",
+    "IG": "described",
+    "AT": "described",
+    "Online KD": "online",
+    "Label smoothing": "uniform",
+    "Cutout": "described",
+}
+
+
+def _tried(profile: Profile, family: str) -> list[Method]:
+    """The constants of one family that are tried on the validation split."""
+    grid = profile.tuning
+    if family in ("KD", "Online KD"):
+        return [Method(alpha=alpha, temperature=t) for alpha in profile.alphas for t in profile.temperatures]
+    if family == "IG":
+        return [
+            Method(overlay_prob=p, overlay_weight=weight, max_exponent=exponent)
+            for p in profile.overlay_probs
+            for weight in grid.overlay_weights
+            for exponent in grid.max_exponents
+        ]
+    if family == "AT":
+        return [Method(gamma=gamma) for gamma in profile.gammas]
+    if family == "Label smoothing":
+        return [replace(LABEL_SMOOTHING, alpha=strength) for strength in grid.smoothings]
+    return [Method(cutout=side) for side in grid.cutouts]
+
+
+def _set(method: Method) -> dict:
+    """The constants that are not those of the plain student."""
+    default = Method()
+    return {name: value for name, value in vars(method).items() if value != getattr(default, name)}
+
+
+def tuning(plan: Plan) -> list[Planned]:
+    """Every family's constants on the validation split: the same seeds and the same images for all."""
+    grid = plan.profile.tuning
+    points = [("Student", "described", method())]
+    points += [(family, FAMILIES[family], m) for family in grid.families for m in _tried(plan.profile, family)]
+    subset = Subset(validation=VALIDATION)
+    return [
+        Planned(
+            "tuning",
+            {"arm": family, "seed": seed} | _set(m),
+            plan.student(m, seed, subset=subset, split="validation", variant=variant),
+        )
+        for seed in range(grid.num_seeds)
+        for family, variant, m in points
+    ]
+
+
+def chosen(plan: Plan) -> dict[str, Method]:
+    """For each family the constants with the highest mean accuracy on the validation split, of equals the first.
+
+    Empty as long as a run of `tuning` is missing.
+    """
+    found: dict[str, dict[Method, list[float]]] = {}
+    for item in tuning(plan):
+        accuracy = plan.accuracy(item.run.key)
+        if accuracy is None:
+            return {}
+        found.setdefault(item.labels["arm"], {}).setdefault(item.run.method, []).append(accuracy)
+    # All points of a family have as many runs, so the sums are ordered as the means are.
+    return {family: max(tried, key=lambda m: sum(tried[m])) for family, tried in found.items()}
+
+
+#: What the tuned ways of training are compared for, declared before they are run: question, arm, its reference.
+FAIR_CONTRASTS = (
+    *(("gain over the plain student", arm, "Student") for arm in (*FAMILIES, "KD+IG")),
+    ("overlay beside KD", "KD+IG", "KD"),
+    ("overlay beside a consistent teacher", "Online KD+IG", "Online KD"),
+    ("attention beside KD and overlay", "KD+IG+AT", "KD+IG"),
+    ("overlay against cutout", "IG", "Cutout"),
+    ("overlay against cutout, beside KD", "KD+IG", "KD+Cutout"),
+    ("overlay against label smoothing", "IG", "Label smoothing"),
+    ("KD and overlay against a consistent teacher", "KD+IG", "Online KD"),
+)
+
+
+def fair_contrasts(plan: Plan) -> list[tuple[str, str, str]]:
+    """Those of `FAIR_CONTRASTS` whose arms the profile trains: a family of its own for the correction."""
+    families = {"Student", *plan.profile.tuning.families}
+    return [each for each in FAIR_CONTRASTS if {*each[1].split("+"), *each[2].split("+")} <= families]
+
+
+def tuned(plan: Plan) -> list[Planned]:
+    """The arms of `fair_contrasts` with the constants that `tuning` chose; none until it is complete.
+
+    An arm of several ingredients has the constants of each. All arms of one seed come before the next seed.
+    """
+    best = chosen(plan)
+    if not best:
+        return []
+    arms = dict.fromkeys(arm for _, *pair in fair_contrasts(plan) for arm in pair)
+
+    def combined(arm: str) -> Method:
+        return Method(**{name: value for part in arm.split("+") for name, value in _set(best[part]).items()})
+
+    return [
+        Planned(
+            "tuned",
+            {"arm": arm, "seed": seed},
+            plan.student(combined(arm), seed, variant=FAMILIES.get(arm.split("+")[0], "described")),
+        )
+        for seed in range(plan.profile.num_controls)
+        for arm in arms
+    ]
+
+
 def sweep(plan: Plan) -> list[Planned]:
     """Networks of several sizes, cut and narrowed; one seed of all before the next seed, cheap networks first.
 
@@ -411,7 +560,7 @@ NOTEBOOKS = {
     "05": (monte_carlo,),
     "06": (factorial,),
     "07": (sweep,),
-    "08": (controls,),
+    "08": (controls, tuning, tuned),
 }
 #: Notebooks that measure time, so that nothing runs beside them.
 TIMED = {"02", "07"}

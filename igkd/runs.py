@@ -44,7 +44,8 @@ class SignalSpec:
         it), ``released`` (as the released code has them) or ``permuted`` (of other images, else as described); a
         control of the map alone, ``same_class``, ``other_image``, ``pixels_shuffled``, ``phase_scrambled``, ``noise``,
         ``luminance``, ``edges`` or ``dimming``; another attribution in place of IG, ``saliency``, ``smoothgrad`` or
-        ``gradcam``; or ``uniform`` (a teacher that knows nothing).
+        ``gradcam``; or of the logits alone, ``uniform`` (a teacher that knows nothing) or ``online`` (of the very view
+        that the student sees).
     n_steps : int
         Integration steps of the IG maps; noisy copies of ``smoothgrad``, so that it costs as much.
     baseline : str
@@ -120,10 +121,15 @@ class Run:
 
 
 def _described(part) -> dict:
-    """Fields for the key; 1 and 1.0 are the same number, so they must be the same text."""
+    """Fields for the key; 1 and 1.0 are the same number, so they must be the same text.
+
+    A field that was added later is left out at its default, so that records keep their names.
+    """
     fields = {}
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
+        if field.metadata.get("added") and value == field.default:
+            continue
         if dataclasses.is_dataclass(value):
             value = _described(value)
         fields[field.name] = float(value) if field.type is float else value

@@ -68,16 +68,20 @@ class Signals:
     logits : Tensor (N, num_classes) float32
     attention : Tensor (N, h * w) float16, unit length
     maps : Tensor (N, H, W) float16, non-negative
+    teacher : MobileNetV2
+        Where the logits are computed at each step in place of `logits` (variant ``online``); as it is trained, for
+        inference.
     """
 
     logits: Tensor | None = None
     attention: Tensor | None = None
     maps: Tensor | None = None
+    teacher: MobileNetV2 | None = None
 
     def to(self, device: str) -> "Signals":
         """The same signals on another device."""
         moved = (getattr(self, name) for name in self.__dataclass_fields__)
-        return Signals(*(tensor if tensor is None else tensor.to(device) for tensor in moved))
+        return Signals(*(part if part is None else part.to(device) for part in moved))
 
 
 def load_signals(
@@ -134,7 +138,8 @@ def load_signals(
     own = logits_of(images)
     check_alignment(own, images.train_labels, teacher.accuracy)
     logits = attention = maps = None
-    if method.alpha:
+    online = bool(method.alpha) and spec.variant == "online"
+    if method.alpha and not online:
         of = shown("logits")
         logits = varied("logits", own if of is images else logits_of(of))
     if method.gamma:
@@ -152,7 +157,7 @@ def load_signals(
         attention = varied("attention", attention)
     if method.overlay_prob:
         maps = varied("maps", attribution_maps(shown("maps"), teacher, spec, folder, compute, log, progress))
-    return Signals(logits, attention, maps)
+    return Signals(logits, attention, maps, compute.prepare(teacher.model).eval() if online else None)
 
 
 def attribution_maps(

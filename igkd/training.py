@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from igkd import __version__
-from igkd.augment import crop_mirror, draw, move_attention, overlay, pad
+from igkd.augment import crop_mirror, cutout, draw, move_attention, overlay, pad
 from igkd.cost import multiply_accumulates
 from igkd.device import COMPILE_ABOVE_MACS, Compute, can_compile
 from igkd.errors import InputError, TrainingError
@@ -261,6 +261,8 @@ class _Loop:
         if method.overlay_prob:
             maps = crop_mirror(self.maps, rows, moved, self.size).float()
             x = overlay(x, maps, drawn, method.overlay_weight)
+        if method.cutout:
+            x = cutout(x, drawn, method.cutout)
         with self.compute.autocast():
             output = model(x, self.tap)
         logits, activation = (output, None) if self.tap is None else output
@@ -268,7 +270,7 @@ class _Loop:
         terms = {"cross_entropy": F.cross_entropy(logits, labels)}
         weighted = {"cross_entropy": (1 - method.alpha) * terms["cross_entropy"]}
         if method.alpha:
-            terms["distillation"] = distillation_loss(logits, self.signals.logits[rows], method.temperature)
+            terms["distillation"] = distillation_loss(logits, self.teacher_logits(x, rows), method.temperature)
             weighted["distillation"] = method.alpha * terms["distillation"]
         if method.gamma:
             target = move_attention(self.signals.attention, rows, moved, padding, self.size)
@@ -276,6 +278,15 @@ class _Loop:
             weighted["attention"] = method.gamma * terms["attention"]
         accuracy = (logits.argmax(1) == labels).float().mean()
         return {"loss": sum(weighted.values()), **terms, "train_accuracy": accuracy}, weighted
+
+
+    @torch.no_grad()
+    def teacher_logits(self, x: Tensor, rows: Tensor) -> Tensor:
+        """The kept logits of the images, or the teacher's for the views `x` of them (Beyer et al., arXiv 2106.05237)."""
+        if self.signals.teacher is None:
+            return self.signals.logits[rows]
+        with self.compute.autocast():
+            return self.signals.teacher(x).float()
 
 
 def _gradient_norms(weighted: dict[str, Tensor], model: nn.Module) -> dict[str, float]:

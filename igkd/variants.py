@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 #: Every variant of the signals and what it is. From ``same_class`` on only the map differs from ``described``, but
-#: for ``uniform``, where only the logits do.
+#: for ``uniform`` and ``online``, where only the logits do.
 VARIANTS = {
     "described": "logits, attention map and IG map of the image itself, moved with its crop and mirror",
     "released": "each kind from one random crop and mirror, in its own random order, never moved with the image",
@@ -27,6 +27,7 @@ VARIANTS = {
     "smoothgrad": "the input gradient averaged over noisy copies, in place of IG",
     "gradcam": "the class activation of the last convolution, in place of IG",
     "uniform": "logits of 0, the same for all classes: at temperature 1 label smoothing of strength alpha",
+    "online": "logits of the very view that the student sees, overlay included, computed at each step",
 }
 #: Those that replace IG by another attribution.
 ATTRIBUTIONS = ("saliency", "smoothgrad", "gradcam")

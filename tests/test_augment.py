@@ -22,6 +22,8 @@ def placed(top, left, mirror=False, overlay=False, exponent=1.0):
         torch.tensor([mirror]),
         torch.tensor([overlay]),
         torch.tensor([float(exponent)]),
+        torch.tensor([0.0]),
+        torch.tensor([0.0]),
     )
 
 

@@ -48,6 +48,7 @@ OTHER = {
         "gamma": 0.9,
         "overlay_weight": 0.4,
         "max_exponent": 3.0,
+        "cutout": 4,
     },
     "recipe": {
         "num_epochs": 17,

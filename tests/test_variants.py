@@ -68,7 +68,7 @@ def test_only_what_the_variant_names_is_changed(variant):
         assert changed == {"maps"}
     else:
         assert changed == ({"logits"} if variant == "uniform" else set())
-    assert set(VARIANTS) == {"described", "released", "permuted", "uniform", *MAP_CONTROLS, *ATTRIBUTIONS}
+    assert set(VARIANTS) == {"described", "released", "permuted", "uniform", "online", *MAP_CONTROLS, *ATTRIBUTIONS}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -145,7 +145,8 @@ def test_edges_are_scipys():
 def test_dimming_halves_the_image_exactly():
     x = torch.rand(N, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     corner = torch.zeros(N, dtype=torch.int64)
-    drawn = Draw(corner, corner, corner.bool(), torch.ones(N, dtype=torch.bool), torch.full((N,), 1.7))
+    whole, zero = torch.ones(N, dtype=torch.bool), corner.float()
+    drawn = Draw(corner, corner, corner.bool(), whole, torch.full((N,), 1.7), zero, zero)
     assert torch.equal(overlay(x, varied("dimming"), drawn), x / 2)
 
 
