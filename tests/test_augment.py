@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms.v2 import functional as tv
 
-from igkd.augment import Draw, crop_mirror, draw, move_attention, overlay, pad, rescale
+from igkd.augment import Draw, crop_mirror, cutout, draw, move_attention, overlay, pad, rescale
 
 SIZE = 16
 
@@ -210,3 +212,42 @@ def test_a_centred_draw_moves_nothing_and_overlays_the_same(seed, padding):
     still = move_attention(attention, torch.arange(8), centred, padding, (SIZE, SIZE))
     torch.testing.assert_close(still, attention)
     assert torch.equal(centred.overlay, drawn.overlay) and torch.equal(centred.exponent, drawn.exponent)
+
+
+def cut(row, column):
+    """A draw for one image whose cut-out square has its centre there."""
+    return replace(placed(0, 0), cut_row=torch.tensor([row]), cut_column=torch.tensor([column]))
+
+
+@pytest.mark.parametrize(
+    "side, row, column, rows, columns",
+    [
+        (4, 0.5, 0.5, range(6, 10), range(6, 10)),
+        (4, 0.0, 0.99, range(2), range(13, SIZE)),  # what reaches over the border is lost
+        (3, 0.5, 0.0, range(7, 10), range(2)),
+        (2 * SIZE, 0.5, 0.5, range(SIZE), range(SIZE)),
+    ],
+)
+def test_cutout_worked_by_hand(side, row, column, rows, columns):
+    image = torch.rand(1, 3, SIZE, SIZE, generator=generator()) + 0.1
+    expected = image.clone()
+    for i in rows:
+        for j in columns:
+            expected[0, :, i, j] = 0
+    assert torch.equal(cutout(image, cut(row, column), side), expected)
+
+
+def test_squares_are_cut_out_anywhere_with_the_same_probability():
+    drawn = draw(20_000, generator(), padding=4, mirror=True)
+    for share in (drawn.cut_row, drawn.cut_column):
+        assert stats.kstest(share.numpy(), "uniform").pvalue > 1e-3
+    assert abs(stats.pearsonr(drawn.cut_row, drawn.cut_column).statistic) < 0.03
+
+
+def test_crops_and_overlays_are_drawn_before_squares():
+    # The records of arms without cutout are older than it: their random numbers must stay what they were.
+    drawn = draw(9, generator(3), padding=4, mirror=True, overlay_prob=0.5)
+    uniform = torch.rand(5, 9, generator=generator(3))
+    assert torch.equal(drawn.top, (uniform[0] * 9).long()) and torch.equal(drawn.left, (uniform[1] * 9).long())
+    assert torch.equal(drawn.mirror, uniform[2] < 0.5) and torch.equal(drawn.overlay, uniform[3] < 0.5)
+    torch.testing.assert_close(drawn.exponent, 2 ** uniform[4])

@@ -242,3 +242,26 @@ def test_epochs_of_records_older_than_a_measure_lack_it(small_study):
     small_study.store.add(old, "arms")
     (row,) = small_study.epochs(planned(0)).itertuples()
     assert row.loss == 2.0 and "gradient_norms.attention" not in row._fields
+
+
+def test_runs_that_depend_on_results_are_trained_after_them(small_study, monkeypatch):
+    def first(plan):
+        return planned(0, 1)
+
+    def best_again(plan):
+        """The better seed of the two, for longer."""
+        accuracies = {item.run: plan.accuracy(item.run.key) for item in planned(0, 1)}
+        if None in accuracies.values():
+            return []
+        best = max(accuracies, key=accuracies.get)
+        run = replace(best, recipe=replace(RECIPE, num_epochs=3))
+        return [Planned("longer", {"arm": "Student", "seed": best.seed}, run)]
+
+    monkeypatch.setattr("igkd.engine.NOTEBOOKS", {"99": (first, best_again)})
+    small_study.store.add(record(small_study.teacher_runs()[0].run), "teacher")
+    small_study.complete(["99"], budget=0)
+    assert not list(small_study.store.records("arms"))
+    small_study.complete(["99"])
+    accuracies = {kept.run.seed: kept.outcome["accuracy"] for kept in small_study.store.records("arms")}
+    (longer,) = small_study.store.records("longer")
+    assert len(accuracies) == 2 and accuracies[longer.run.seed] == max(accuracies.values())

@@ -7,9 +7,24 @@ from scipy.optimize import brentq
 from torch.nn import functional as F
 
 from igkd.engine import describe
-from igkd.experiments import CONTRASTS, LABEL_SMOOTHING, NARROWED, PROFILES, Plan, arms, contrasts, controls, sweep
+from igkd.experiments import (
+    CONTRASTS,
+    LABEL_SMOOTHING,
+    NARROWED,
+    PROFILES,
+    Plan,
+    arms,
+    chosen,
+    contrasts,
+    controls,
+    fair_contrasts,
+    sweep,
+    tuned,
+    tuning,
+)
+from igkd.images import Subset
 from igkd.losses import distillation_loss
-from igkd.methods import ARMS
+from igkd.methods import ARMS, Method
 from igkd.models import MobileNetV2, compression_factor, count_parameters
 from igkd.variants import VARIANTS
 
@@ -133,3 +148,57 @@ def test_the_sweep_of_the_paper_has_its_eight_factors_and_the_runs_of_the_ablati
     assert factors == {2.19, 4.12, 7.29, 12.04, 28.97, 54.59, 139.43, 1121.71}
     at_4x = {item.run.key for item in items if (item.labels["blocks_removed"], item.labels["width"]) == (5, 1)}
     assert at_4x <= {item.run.key for item in arms(plan("paper"))}
+
+
+def recorded(name, accuracy):
+    """The profile's plan as if every run had been recorded with the accuracy of its method."""
+    blank = plan(name)
+    known = {item.run.key: accuracy(item) for item in tuning(blank)}
+    return replace(blank, accuracy=known.get)
+
+
+def test_the_best_constants_on_held_out_images_are_chosen_and_combined():
+    def accuracy(item):
+        m = item.run.method
+        wanted = m.alpha == 0.5 and m.temperature == 4 or m.overlay_prob == 0.25 and m.overlay_weight == 0.25
+        lucky = item.labels["seed"] == 0 and m.alpha == 0.9  # one good seed is not a good mean
+        return 0.5 + 0.1 * wanted + 0.2 * lucky
+
+    tuned_plan = recorded("laptop", accuracy)
+    best = chosen(tuned_plan)
+    assert best["KD"] == best["Online KD"] == Method(alpha=0.5, temperature=4)
+    assert best["IG"] == Method(overlay_prob=0.25, overlay_weight=0.25, max_exponent=1.0)  # of equals the first
+    arms_of_a_seed = {item.labels["arm"]: item.run for item in tuned(tuned_plan) if item.run.seed == 3}
+    assert arms_of_a_seed["KD+IG"].method == Method(0.5, 4, 0.25, overlay_weight=0.25, max_exponent=1.0)
+    assert arms_of_a_seed["KD+Cutout"].method == Method(0.5, 4, cutout=best["Cutout"].cutout)
+    assert arms_of_a_seed["Online KD+IG"].signals.variant == "online"
+    assert arms_of_a_seed["KD+IG"].signals.variant == "described"
+    assert arms_of_a_seed["Label smoothing"].signals.variant == "uniform"
+    assert {run.split for run in arms_of_a_seed.values()} == {"test"}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_nothing_is_compared_before_all_constants_are_tried(name):
+    complete = recorded(name, lambda item: 0.5)
+    one_missing = tuning(plan(name))[-1].run.key
+    waiting = replace(complete, accuracy=lambda key: None if key == one_missing else complete.accuracy(key))
+    assert tuned(waiting) == [] and tuned(plan(name)) == []
+    arms_compared = {arm for _, *pair in fair_contrasts(complete) for arm in pair}
+    assert {item.labels["arm"] for item in tuned(complete)} == arms_compared and "KD+IG" in arms_compared
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_constants_are_tuned_on_the_same_held_out_images_for_all(name):
+    items = tuning(plan(name))
+    assert len({item.run.key for item in items}) == len(items)
+    assert {(item.run.split, item.run.subset) for item in items} == {("validation", Subset(validation=0.2))}
+    seeds = [sorted(item.run.seed for item in items if item.run.method == m) for m in {item.run.method for item in items}]
+    assert all(set(each) == set(range(PROFILES[name].tuning.num_seeds)) for each in seeds)
+
+
+def test_the_paper_s_constants_are_among_those_tried():
+    for name in PROFILES:
+        methods = [item.run.method for item in tuning(plan(name))]
+        assert {ARMS["Student"], ARMS["IG"]} <= set(methods)
+        assert ARMS["KD"] in methods or name == "demo"
+        assert not PROFILES[name].tuning.families.count("AT") or ARMS["AT"] in methods

@@ -23,7 +23,7 @@ from igkd.models import Architecture, load_weights, state_digest
 from igkd.runs import Record, Store
 from igkd.signals import Signals
 from igkd.training import evaluate, predict, train
-from small import ALL, COMPUTE, RECIPE, small_images, small_run, small_signals
+from small import ALL, COMPUTE, RECIPE, small_images, small_run, small_signals, small_teacher
 
 IMAGES = small_images()
 ADAM = replace(RECIPE, optimizer="adam", lr=1e-3, one_cycle=False, weight_decay=0.0)
@@ -433,3 +433,37 @@ def test_a_finished_run_is_not_repeated(study):
     study.lines.clear()
     again = study.ensure(items)
     assert study.lines == [] and again.equals(first)
+
+
+def test_a_teacher_online_teaches_what_its_kept_logits_do_where_nothing_is_augmented(tmp_path):
+    images, teacher = replace(IMAGES, flip=False), small_teacher(IMAGES)
+    kept = Signals(logits=predict(teacher.model, images.train_images, COMPUTE))
+    online = Signals(teacher=teacher.model.eval())
+    method = Method(alpha=0.5, temperature=2.0)
+
+    def terms(recipe, signals, folder):
+        history = trained(small_run(images, method, recipe), tmp_path / folder, signals, images).outcome["history"]
+        return np.array([epoch["distillation"] for epoch in history])
+
+    still = replace(RECIPE, padding=0)
+    np.testing.assert_allclose(terms(still, online, "a"), terms(still, kept, "b"), rtol=1e-3)
+    # Under crops the kept logits are no longer those of what the student sees.
+    assert not np.allclose(terms(RECIPE, online, "c"), terms(RECIPE, kept, "d"), rtol=1e-2)
+
+
+def test_a_teacher_online_stays_as_it_is(tmp_path):
+    teacher = small_teacher(IMAGES)
+    digest = state_digest(teacher.model)
+    trained(small_run(IMAGES, Method(alpha=0.5)), tmp_path, Signals(teacher=teacher.model.eval()))
+    assert state_digest(teacher.model) == digest and not teacher.model.training
+    assert all(parameter.grad is None for parameter in teacher.model.parameters())
+
+
+def test_a_student_behind_a_square_as_large_as_the_image_sees_nothing(tmp_path):
+    # Sides beyond twice the image cover it wherever their centre is: one answer for all images.
+    run = small_run(IMAGES, Method(cutout=4 * IMAGES.size[0]), replace(RECIPE, num_epochs=3))
+    blind = trained(run, tmp_path / "blind").outcome
+    # batch norm of a constant is 0, so the logits are those of the biases, whatever the image
+    assert blind["history"][-1]["train_accuracy"] <= 0.5
+    seeing = trained(small_run(IMAGES, recipe=replace(RECIPE, num_epochs=3)), tmp_path / "seeing").outcome
+    assert seeing["history"][-1]["train_accuracy"] > blind["history"][-1]["train_accuracy"]
