@@ -971,7 +971,7 @@ def remaining_gain(table: pd.DataFrame, published: pd.Series, title: str) -> Fig
     table : DataFrame
         Columns ``group``, ``label``, ``arm``, ``gain`` (a fraction), one row a pair of runs, in the order to be drawn.
     published : Series
-        Label -> published difference of means (fraction), drawn beside.
+        Label -> published difference of means (fraction), drawn beside; may be empty.
     title : str
         Data and student.
     """
@@ -992,7 +992,8 @@ def remaining_gain(table: pd.DataFrame, published: pd.Series, title: str) -> Fig
         )
         if row.label in published.index:
             axis.plot(100 * published[row.label], place, "|", ms=13, mew=2.2, color="0.15")
-    axis.plot([], [], "|", ms=11, mew=2.2, color="0.15", ls="none", label="published (CIFAR-10, 4.12x)")
+    if len(published):
+        axis.plot([], [], "|", ms=11, mew=2.2, color="0.15", ls="none", label="published (CIFAR-10, 4.12x)")
     axis.plot([], [], "D", ms=5, color="0.5", ls="none", label="mean, 95 % interval")
     axis.axvline(0, color="0.3", lw=1)
     axis.set_yticks(places, rows.label)
