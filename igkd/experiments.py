@@ -92,6 +92,8 @@ class Profile:
         How students are trained.
     n_steps : int
         Integration steps of the IG maps.
+    other_n_steps : int
+        Those with which they are compared.
     num_seeds : int
         Repetitions of every arm.
     alphas, temperatures, overlay_probs, gammas : tuple of float
@@ -116,6 +118,7 @@ class Profile:
     blocks_removed: int
     recipe: Recipe
     n_steps: int
+    other_n_steps: int
     num_seeds: int
     alphas: tuple[float, ...]
     temperatures: tuple[float, ...]
@@ -145,6 +148,7 @@ PROFILES = {
             blocks_removed=15,
             recipe=RECIPES["demo"],
             n_steps=8,
+            other_n_steps=2,
             num_seeds=3,
             alphas=(0.01, 0.5, 0.9),
             temperatures=(1.0, 4.0),
@@ -171,6 +175,7 @@ PROFILES = {
             blocks_removed=17,
             recipe=replace(RECIPES["fast"], batch_size=32),
             n_steps=8,
+            other_n_steps=50,
             num_seeds=5,
             alphas=(0.01, 0.5, 0.9),
             temperatures=(1.5, 2.5, 4.0),
@@ -199,6 +204,7 @@ PROFILES = {
             blocks_removed=5,
             recipe=RECIPES["fast"],
             n_steps=50,
+            other_n_steps=8,
             num_seeds=10,
             alphas=(0.0005, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.9),
             temperatures=(1.5, 2.0, 2.5, 3.0, 4.0),
@@ -261,10 +267,13 @@ class Plan:
         split: str = "test",
         architecture: Architecture | None = None,
         variant: str = "described",
+        n_steps: int | None = None,
     ) -> Run:
-        """A student of the profile, or with another network than the profile's."""
+        """A student of the profile, or with another network or number of integration steps than the profile's."""
         network = architecture or Architecture(self.profile.blocks_removed)
-        signals = SignalSpec(self.teacher_key, variant, self.profile.n_steps) if method.uses_teacher else None
+        signals = None
+        if method.uses_teacher:
+            signals = SignalSpec(self.teacher_key, variant, n_steps or self.profile.n_steps)
         return Run(self.data, subset, network, method, self.profile.recipe, signals, seed, split)
 
 
@@ -278,6 +287,15 @@ def profile(name: str) -> Profile:
 def teacher_run(data: str, recipe: Recipe, seed: int = 0) -> Run:
     """Training of a teacher on all training images."""
     return Run(data, Subset(), Architecture(normalize=True), Method(), recipe, None, seed)
+
+
+def steps(plan: Plan) -> list[Planned]:
+    """Overlays alone with maps of the profile's number of integration steps and of another."""
+    return [
+        Planned("steps", {"arm": "IG", "n_steps": n_steps, "seed": seed}, plan.student(ARMS["IG"], seed, n_steps=n_steps))
+        for seed in range(plan.profile.num_controls)
+        for n_steps in (plan.profile.n_steps, plan.profile.other_n_steps)
+    ]
 
 
 def arms(plan: Plan, names=("Student", "KD", "IG", "KD+IG")) -> list[Planned]:
@@ -554,7 +572,7 @@ def shown(plan: Plan) -> list[Planned]:
 NOTEBOOKS = {
     "00": (arms,),
     "01": (),
-    "02": (),
+    "02": (steps,),
     "03": (arms, search, recipes),
     "04": (factorial, attention_weights),
     "05": (monte_carlo,),
