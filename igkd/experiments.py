@@ -292,7 +292,9 @@ def teacher_run(data: str, recipe: Recipe, seed: int = 0) -> Run:
 def steps(plan: Plan) -> list[Planned]:
     """Overlays alone with maps of the profile's number of integration steps and of another."""
     return [
-        Planned("steps", {"arm": "IG", "n_steps": n_steps, "seed": seed}, plan.student(ARMS["IG"], seed, n_steps=n_steps))
+        Planned(
+            "steps", {"arm": "IG", "n_steps": n_steps, "seed": seed}, plan.student(ARMS["IG"], seed, n_steps=n_steps)
+        )
         for seed in range(plan.profile.num_controls)
         for n_steps in (plan.profile.n_steps, plan.profile.other_n_steps)
     ]

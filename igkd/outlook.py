@@ -79,19 +79,20 @@ def outlook(study: Study, notebooks: Iterable[str]) -> tuple[dict[str, Outlook],
     except InputError as error:
         return {number: Outlook(*count, None, 0) for number, count in counts.items()}, f"not known: {error}"
     found = {}
-    maps_counted = False
+    counted = set()  # numbers of integration steps whose maps are in the estimate
     for number, items in missing.items():
         todo = [item.run for item in items]
         seconds = sum(
             speed.seconds(study, run) / (1 if trains_alone(run, study.work(run)) else study.jobs) for run in todo
         )
         disk = sum(_weights_bytes(study, run) for run in todo)
-        overlaid = [run for run in todo if run.method.overlay_prob]
-        if overlaid and not maps_counted and not _has_maps(study, overlaid[0]):
-            n, (height, width) = len(study.images.train_images), study.images.size
-            seconds += speed.seconds(study, _as_training(study, overlaid[0]))
-            disk += 2 * n * height * width
-            maps_counted = True
+        overlaid = {run.signals.n_steps: run for run in todo if run.method.overlay_prob}
+        for n_steps in overlaid.keys() - counted:
+            counted.add(n_steps)
+            if not _has_maps(study, overlaid[n_steps]):
+                n, (height, width) = len(study.images.train_images), study.images.size
+                seconds += speed.seconds(study, _as_training(study, overlaid[n_steps]))
+                disk += 2 * n * height * width
         found[number] = Outlook(*counts[number], seconds, disk)
     return found, source
 
@@ -105,7 +106,12 @@ class Speed:
     def seconds(self, study: Study, run: Run) -> float:
         """Estimate for one run; a network that was never measured is taken as the mean of the others."""
         mean = sum(self.rates.values()) / len(self.rates)
-        return self.rates.get(_shape(run), mean) * study.work(run)
+        seconds = self.rates.get(_shape(run), mean) * study.work(run)
+        if run.signals and run.signals.variant == "online":
+            # The teacher only goes forward, a third of a step of training.
+            taught = dataclasses.replace(run, architecture=Architecture())
+            seconds += self.rates.get(_shape(taught), mean) * study.work(taught) / 3
+        return seconds
 
 
 def _shape(run: Run) -> tuple[int, float]:
@@ -163,7 +169,9 @@ def _as_training(study: Study, run: Run) -> Run:
     training; the teacher goes over all training images once for each.
     """
     recipe = dataclasses.replace(run.recipe, num_epochs=run.signals.n_steps)
-    return dataclasses.replace(run, subset=Subset(), architecture=Architecture(), recipe=recipe)
+    return dataclasses.replace(
+        run, subset=Subset(), architecture=Architecture(), method=Method(), signals=None, recipe=recipe, split="test"
+    )
 
 
 def _has_maps(study: Study, run: Run) -> bool:

@@ -279,7 +279,6 @@ class _Loop:
         accuracy = (logits.argmax(1) == labels).float().mean()
         return {"loss": sum(weighted.values()), **terms, "train_accuracy": accuracy}, weighted
 
-
     @torch.no_grad()
     def teacher_logits(self, x: Tensor, rows: Tensor) -> Tensor:
         """The kept logits of the images, or the teacher's for the views `x` of them (Beyer et al., arXiv 2106.05237)."""

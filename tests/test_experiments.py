@@ -69,7 +69,9 @@ def test_every_contrast_has_both_arms_and_no_arm_is_trained_for_nothing(name):
 
 def test_all_but_the_demo_ask_every_declared_question():
     for name in ("laptop", "paper"):
-        assert contrasts(plan(name)) == list(CONTRASTS) and set(PROFILES[name].control_variants) == {*VARIANTS} - {"online"}
+        assert contrasts(plan(name)) == list(CONTRASTS) and set(PROFILES[name].control_variants) == {*VARIANTS} - {
+            "online"
+        }
     assert len({arm(item) for item in controls(plan("demo"))}) <= 13  # the demo trains them live, within its minutes
 
 
@@ -192,7 +194,9 @@ def test_constants_are_tuned_on_the_same_held_out_images_for_all(name):
     items = tuning(plan(name))
     assert len({item.run.key for item in items}) == len(items)
     assert {(item.run.split, item.run.subset) for item in items} == {("validation", Subset(validation=0.2))}
-    seeds = [sorted(item.run.seed for item in items if item.run.method == m) for m in {item.run.method for item in items}]
+    seeds = [
+        sorted(item.run.seed for item in items if item.run.method == m) for m in {item.run.method for item in items}
+    ]
     assert all(set(each) == set(range(PROFILES[name].tuning.num_seeds)) for each in seeds)
 
 
