@@ -1,8 +1,10 @@
-"""Images a second of igkd's training loop and of a plain one, in turn, each in processes of its own.
+"""Images a second of igkd's training loop, of a plain one and of torchdistill, in turn, each in processes of its own.
 
 The plain loop is written from the description of the released code: items are PIL images that torchvision's transforms
-crop and mirror one by one, a DataLoader with one worker, float32, batches of 64, Adam, `.item()` at each step. igkd
-trains as `run_all.py` does it: large networks alone with all cores, small ones one a core.
+crop and mirror one by one, a DataLoader with one worker, float32, batches of 64, Adam, `.item()` at each step.
+torchdistill, a framework for distillation (pip install torchdistill), has the same items and loader, and asks the teacher at
+each step, as it does by default. igkd trains as `run_all.py` does it: large networks alone with all cores, small ones one a
+core.
 
     python bench/training.py --blocks-removed 5 17 --rounds 3
 
@@ -33,20 +35,16 @@ def random_images(n: int = 20 * BATCH):
     return ImageSet("noise", *parts[0], *parts[1], tuple("0123456789"), flip=True)
 
 
-def plain(blocks_removed: int, seconds: float) -> float:
-    """Images a second of the plain loop, from the second step on."""
+def items():
+    """A data set of single images, augmented one by one, with maps laid over a tenth of them, and their labels."""
     import torch
     from PIL import Image
-    from torch.nn import functional as F
-    from torch.utils.data import DataLoader, Dataset
+    from torch.utils.data import Dataset
     from torchvision import transforms
-
-    from igkd.models import MobileNetV2
 
     images = random_images()
     n = len(images.train_labels)
-    random = torch.Generator().manual_seed(0)
-    maps, soft = torch.rand(n, 32, 32, generator=random), torch.randn(n, 10, generator=random)
+    maps = torch.rand(n, 32, 32, generator=torch.Generator().manual_seed(0))
 
     class Items(Dataset):
         augment = transforms.Compose([transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()])
@@ -60,14 +58,45 @@ def plain(blocks_removed: int, seconds: float) -> float:
             if np.random.rand() < 0.1:
                 shaped = maps[row] ** float(np.exp(np.random.rand() * np.log(2)))
                 image = 0.5 * image + 0.5 * (shaped - shaped.min()) / (shaped.max() - shaped.min())
-            return image, int(images.train_labels[row]), soft[row]
+            return image, int(images.train_labels[row])
 
+    return Items()
+
+
+class Clock:
+    """Images a second from the second step on."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.steps, self.started = seconds, -1, None
+
+    def is_up(self) -> bool:
+        """Count a step."""
+        self.steps += 1
+        self.started = self.started or time.perf_counter()
+        return time.perf_counter() - self.started > self.seconds
+
+    def images_per_second(self) -> float:
+        """So far."""
+        return self.steps * BATCH / (time.perf_counter() - self.started)
+
+
+def plain(blocks_removed: int, seconds: float) -> float:
+    """Images a second of the plain loop."""
+    import torch
+    from torch.nn import functional as F
+    from torch.utils.data import DataLoader, StackDataset
+
+    from igkd.models import MobileNetV2
+
+    augmented = items()
+    soft = torch.randn(len(augmented), 10, generator=torch.Generator().manual_seed(0))
     model, alpha, temperature = MobileNetV2(10, blocks_removed), 0.01, 2.5
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    loader = DataLoader(Items(), BATCH, shuffle=True, num_workers=1, drop_last=True, persistent_workers=True)
-    total, steps, started = 0.0, 0, None
+    paired = StackDataset(augmented, soft)
+    loader = DataLoader(paired, BATCH, shuffle=True, num_workers=1, drop_last=True, persistent_workers=True)
+    total, clock = 0.0, Clock(seconds)
     while True:
-        for batch, labels, teacher_logits in loader:
+        for (batch, labels), teacher_logits in loader:
             optimizer.zero_grad()
             logits = model(batch)
             distilled = F.kl_div(
@@ -79,12 +108,55 @@ def plain(blocks_removed: int, seconds: float) -> float:
             loss.backward()
             optimizer.step()
             total += loss.item()
-            if started is None:
-                started = time.perf_counter()
-                continue
-            steps += 1
-            if time.perf_counter() - started > seconds:
-                return steps * BATCH / (time.perf_counter() - started)
+            if clock.is_up():
+                return clock.images_per_second()
+
+
+def torchdistill(blocks_removed: int, seconds: float) -> float:
+    """Images a second of torchdistill's `DistillationBox`, the teacher being the uncut network."""
+    import logging
+
+    import torch
+    from torch.utils.data import RandomSampler
+    from torchdistill.core.distillation import get_distillation_box
+
+    from igkd.models import MobileNetV2
+
+    logging.disable(logging.INFO)
+    loader = {"num_workers": 1, "batch_size": BATCH, "drop_last": True, "persistent_workers": True}
+    logits = {
+        "student_module_path": ".",
+        "teacher_module_path": ".",
+        "student_module_io": "output",
+        "teacher_module_io": "output",
+    }
+    distilled = {
+        "key": "KDLoss",
+        "kwargs": logits | {"temperature": 2.5, "alpha": 0.99},
+    }  # their alpha is of the labels
+    whole = {"forward_proc": "forward_batch_only", "forward_hook": {"input": [], "output": []}}
+    config = {
+        "num_epochs": 10**6,
+        "train_data_loader": {"dataset_id": "train", "sampler": {"class_or_func": RandomSampler}, "kwargs": loader},
+        "teacher": whole | {"requires_grad": False},
+        "student": whole,
+        "optimizer": {"key": "Adam", "kwargs": {"lr": 1e-3}},
+        "criterion": {
+            "key": "WeightedSumLoss",
+            "kwargs": {"sub_terms": {"kd": {"criterion": distilled, "weight": 1.0}}},
+        },
+    }
+    networks = (MobileNetV2(10), MobileNetV2(10, blocks_removed))
+    box = get_distillation_box(*networks, {"train": items()}, config, torch.device("cpu"), None, False, 1)
+    clock = Clock(seconds)
+    while True:
+        box.pre_epoch_process(epoch=0)
+        for batch, labels, supplementary in box.train_data_loader:
+            box.pre_forward_process()
+            loss = box.forward_process(batch, labels, supplementary)
+            box.post_forward_process(loss)
+            if clock.is_up():
+                return clock.images_per_second()
 
 
 def ours(blocks_removed: int, seconds: float, alone: bool) -> float:
@@ -171,11 +243,12 @@ def main() -> None:
     parser.add_argument("--blocks-removed", type=int, nargs="+", default=[5, 17])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
-    parser.add_argument("--side", choices=("plain", "igkd"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=("plain", "torchdistill", "igkd"), help=argparse.SUPPRESS)
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.side == "plain":
-        print(plain(options.blocks_removed[0], options.seconds))
+    if options.side in ("plain", "torchdistill"):
+        side = {"plain": plain, "torchdistill": torchdistill}[options.side]
+        print(side(options.blocks_removed[0], options.seconds))
         return
     if options.side == "igkd":
         print(ours(options.blocks_removed[0], options.seconds, options.alone))
@@ -189,11 +262,13 @@ def main() -> None:
     for blocks_removed in options.blocks_removed:
         processes = 1 if trained_alone(blocks_removed) else cores
         for turn in range(options.rounds):
-            slow = measure("plain", blocks_removed, options.seconds, 1, cores)
-            fast = measure("igkd", blocks_removed, options.seconds, processes, cores // processes)
+            speeds = {
+                side: measure(side, blocks_removed, options.seconds, 1, cores) for side in ("plain", "torchdistill")
+            }
+            speeds["igkd"] = measure("igkd", blocks_removed, options.seconds, processes, cores // processes)
             results.append(
                 {"blocks_removed": blocks_removed, "round": turn, "processes": processes}
-                | {"plain": round(slow, 1), "igkd": round(fast, 1), "ratio": round(fast / slow, 2)}
+                | {side: round(speed, 1) for side, speed in speeds.items()}
             )
             print(results[-1], flush=True)
     content = {"machine": pick_compute("cpu").describe(), "torch": torch.__version__, "images_per_second": results}
