@@ -159,7 +159,7 @@ def torchdistill(blocks_removed: int, seconds: float) -> float:
                 return clock.images_per_second()
 
 
-def ours(blocks_removed: int, seconds: float, alone: bool) -> float:
+def ours(blocks_removed: int, seconds: float, alone: bool, compute=None) -> float:
     """Images a second of `igkd.training.train`, from the second epoch on."""
     import torch
 
@@ -190,7 +190,7 @@ def ours(blocks_removed: int, seconds: float, alone: bool) -> float:
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "records", Path(folder), Path(folder))
         try:
-            training.train(run, images, store, pick_compute(), signals, log=log)
+            training.train(run, images, store, compute or pick_compute(), signals, log=log)
         except Enough:
             return (len(ends) - 1) * (n // BATCH) * BATCH / (ends[-1] - ends[0])
 
