@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from igkd import experiments, published, shift, statistics
+from igkd import published
 from igkd.claims import ledger
-from igkd.cost import read_measurement
 from igkd.engine import Study
 from igkd.experiments import NOTEBOOKS
-from igkd.losses import fitted_loss
+from igkd.findings import findings
 from igkd.notebooks import find_notebooks
 from igkd.runs import Record
 
@@ -30,7 +29,7 @@ def rendered(text: str, root: Path) -> str:
     """
     parts = {
         "claims": claims,
-        "findings": findings,
+        "findings": lambda root: "".join(f"- {finding}\n" for finding in findings(_study("laptop", root))),
         "notebooks": notebooks,
         "profiles": profiles,
         "benchmarks": benchmarks,
@@ -119,130 +118,18 @@ def claims(root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def findings(root: Path) -> str:
-    """What follows from public files and our records and is not in the paper, as sentences with their numbers."""
-    study = _study("laptop", root)
-    sentences = [
-        *_of_published_runs(),
-        *_of_published_logs(),
-        *_of_attention(study),
-        *_of_maps(study),
-        *_of_corruption(study),
-        *_of_latency(root / "bench" / "latency-laptop.json"),
-    ]
-    return "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
-
-
-def _of_published_runs() -> list[str]:
-    accuracy = 100 * published.ablation_runs().pivot_table(index="arm", values="accuracy", aggfunc=["mean", "max"])
-    mean, best = (accuracy.loc["KD+IG", name] - accuracy.loc["Student", name] for name in ("mean", "max"))
-    variance = published.monte_carlo_summary().set_index("arm").variance_ddof1
-    return [
-        f"The ten published runs of KD+IG are {float(mean.iloc[0]):.2f} points ahead of the ten of Student in the mean and "
-        f"{float(best.iloc[0]):.2f} in the best run; the abstract's gain is of best against best (notebook 03).",
-        f"In the published Monte Carlo sample KD+IG varies more than Student: {variance['KD+IG'] / variance['Student']:.1f} "
-        "times the variance (notebook 05).",
-    ]
-
-
-def _of_published_logs() -> list[str]:
-    logs = published.training_logs().set_index("arm")
-    ranges = []
-    for arm, log in logs[logs.alpha > 0].iterrows():
-        # Neither the plain student's own loss nor the largest attention loss of 8x8 maps is distillation's.
-        left = log.train_loss - logs.train_loss["Student"] - log.gamma * 2 / 64
-        aligned = max(fitted_loss(gap / 4, log.alpha, log.temperature, permuted=False)["loss"] for gap in range(57))
-        ranges.append(f"{left:.3f} to {log.train_loss:.3f} for {arm}, where aligned logits leave {aligned:.3f} at most")
-    return [
-        f"Two published training logs leave a distillation loss of {'; '.join(ranges)}; logits of other images would leave "
-        "what the logs show (a closed form with its assumptions, notebook 08). The paper describes signals of the image "
-        "itself; the released code, as it stands, draws images and stored signals in separate orders. Both are trained here."
-    ]
-
-
-def _of_attention(study: Study) -> list[str]:
-    full = [item for item in experiments.factorial(study.plan) if item.labels["arm"] == "KD+IG+AT"]
-    norms = study.epochs(full).filter(like="gradient_norms.")
-    if norms.empty:
-        return []
-    share = norms["gradient_norms.attention"] / norms.sum(axis=1)
-    return [
-        f"With the paper's weight, gamma = {full[0].run.method.gamma:g}, attention transfer has {share.mean():.2%} of the sum "
-        f"of the gradient norms in KD+IG+AT ({len(full)} seeds, notebook 04)."
-    ]
-
-
-def _of_maps(study: Study) -> list[str]:
-    runs = study.table(experiments.controls(study.plan))
-    runs["arm"] = (runs.arm + " " + runs.variant).str.strip()
-    family = [(f"{arm[0]} {arm[1]}", " ".join(other).strip()) for _, arm, other in experiments.contrasts(study.plan)]
-    found = statistics.compare_recorded(runs[["arm", "seed", "accuracy"]], family, pair_by="seed").set_index("arm")
-    own = found[(found.index == "IG described")].iloc[0]
-    others = found[found.reference == "IG described"]
-    if others.n.min() < 2:
-        return []
-    differing = others[others.p_holm < 0.05]
-    names = ", ".join(
-        f"{name.split()[1].replace('_', ' ')} {100 * row.difference:+.1f}" for name, row in differing.iterrows()
-    )
-    return [
-        f"At {study.profile.blocks_removed} of 19 blocks removed and {study.profile.take[0]:,} training images, laying IG maps over "
-        f"a tenth of the images changes the accuracy by {100 * own.difference:+.2f} points "
-        f"[{100 * own.low:+.2f}, {100 * own.high:+.2f}] ({own.n} pairs). Of {len(others)} controls in place of the map (maps "
-        "of other images, noise, plain dimming, other attributions) that differ from it after Holm's correction there "
-        + {0: "is none", 1: "is one"}.get(len(differing), f"are {len(differing)}")
-        + (f": {names} points" if len(differing) else "")
-        + " (notebook 08)."
-    ]
-
-
-def _of_corruption(study: Study) -> list[str]:
-    seen = shift.kept(study, experiments.factorial(study.plan), "robustness")
-    if seen.empty:
-        return []
-    seen["kind"] = seen.condition.str.split(" ").str[0]
-    accuracy = seen.groupby(["arm", "seed", "kind"], sort=False).accuracy.mean().unstack(["arm", "kind"])
-    gain = (accuracy["IG"] - accuracy["Student"]).dropna()
-    kinds = gain.drop(columns=shift.CLEAN)
-    more = statistics.compare(kinds.mean(axis=1), gain[shift.CLEAN], paired=True)
-    most = kinds.mean().idxmax()
-    return [
-        f"On corrupted test images ({', '.join(kinds)}) the overlay changes the accuracy of the same students by "
-        f"{100 * kinds.mean().mean():+.2f} points, on clean ones by {100 * gain[shift.CLEAN].mean():+.2f}: a difference of "
-        f"{100 * more.difference:+.2f} [{100 * more.low:+.2f}, {100 * more.high:+.2f}] ({len(gain)} seeds). It gains most where "
-        f"the {most} changes ({100 * kinds[most].mean():+.2f}), as an augmentation that dims images would (notebook 06)."
-    ]
-
-
-def _of_latency(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    steady, machine = read_measurement(path, "steady_state")
-    first, _ = read_measurement(path, "first_calls")
-    ratio = steady[(steady.blocks_removed == 5) & (steady.width == 1) & (steady.batch_size == 1)].ratio.iloc[0]
-    calls = first.pivot(index="blocks_removed", columns="order", values="milliseconds").T
-    orders = (calls[0] / calls[5]).round(1)
-    return [
-        "How much faster the student at 4.12x is depends on what is timed: teacher / student is "
-        + " and ".join(f"{value:g} with the {order}" for order, value in orders.items())
-        + f" in single first calls, as the released code measures, and {ratio:.2f} in the steady state of one image "
-        f"({machine['name']}, {machine['threads']} threads, notebook 07)."
-    ]
-
-
 def state(root: Path) -> str:
     """What is recorded so far, of what the profiles on CIFAR-10 declare."""
-    records = [Record.from_json(path.read_text()) for path in sorted((root / "records").glob("*/*.json"))]
     stated = published.headline().query("version == '2506.14440'").set_index("quantity").value
     lines = []
-    for record in records:
-        if record.run.signals is None and record.run.architecture.blocks_removed == 0:
-            done, epochs = record.outcome, record.run.recipe.num_epochs
-            lines.append(
-                f"- Teacher: {done['accuracy']:.2%} on {done['n_test']:,} test images after {epochs} epochs on "
-                f"{done['n_train']:,} training images, 1 run (published: {stated['teacher_accuracy']}% with 50,000 "
-                "images). Shipped in `weights/`."
-            )
+    for path in sorted((root / "records" / "teacher").glob("*.json")):
+        record = Record.from_json(path.read_text())
+        done, epochs = record.outcome, record.run.recipe.num_epochs
+        lines.append(
+            f"- Teacher: {done['accuracy']:.2%} on {done['n_test']:,} test images after {epochs} epochs on "
+            f"{done['n_train']:,} training images, 1 run (published: {stated['teacher_accuracy']}% with 50,000 "
+            "images). Shipped in `weights/`."
+        )
     lines += ["", "| profile | notebook | runs | recorded of declared | seeds | blocks removed | training images |"]
     lines += ["|---" * 7 + "|"]
     for profile in ("laptop", "paper"):

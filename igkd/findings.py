@@ -1,0 +1,213 @@
+"""What follows from public files and our records and is not in the paper, as sentences with their numbers."""
+
+import numpy as np
+import pandas as pd
+
+from igkd import experiments, published, shift, statistics
+from igkd.cost import read_measurement
+from igkd.engine import Study
+from igkd.losses import fitted_loss
+
+#: What an attention loss of 8x8 maps is at most (`igkd.losses.attention_loss`).
+ATTENTION_LIMIT = 2 / 64
+
+
+def findings(study: Study) -> list[str]:
+    """All sentences for which the records of a study are enough.
+
+    Parameters
+    ----------
+    study : Study
+        Its images are not needed.
+    """
+    return [
+        *_of_published_runs(),
+        *_of_published_logs(),
+        *_of_attention(study),
+        *_of_maps(study),
+        *_of_tuned_arms(study),
+        *_of_steps(study),
+        *_of_corruption(study),
+        *_of_latency(study),
+    ]
+
+
+def gradient_shares(epochs: pd.DataFrame) -> pd.DataFrame:
+    """Each loss term's share of the sum of the gradient norms.
+
+    Parameters
+    ----------
+    epochs : DataFrame
+        From `Study.epochs`.
+
+    Returns
+    -------
+    DataFrame
+        One row a run, epoch and term: ``key``, ``epoch``, ``term``, ``share`` (a fraction).
+    """
+    norms = epochs.filter(like="gradient_norms.")
+    long = norms.div(norms.sum(axis=1), axis=0).assign(key=epochs.key, epoch=epochs.epoch)
+    long = long.melt(["key", "epoch"], var_name="term", value_name="share").dropna(subset="share")
+    return long.assign(term=long.term.str.removeprefix("gradient_norms.").str.replace("_", "-"))
+
+
+def distillation_left(logs: pd.DataFrame) -> pd.DataFrame:
+    """Which part of the final training losses of published logs distillation has.
+
+    Neither what the plain student's loss is nor what attention transfer adds at most is distillation's.
+
+    Parameters
+    ----------
+    logs : DataFrame
+        `igkd.published.training_logs`.
+
+    Returns
+    -------
+    DataFrame
+        One row an arm with KD: ``arm``, ``least`` and ``most`` that is left for distillation (nats), and ``aligned``,
+        the most that aligned logits leave in a student that fits its images, at any gap (`igkd.losses.fitted_loss`).
+    """
+    plain = logs.set_index("arm").train_loss["Student"]
+    rows = []
+    for log in logs[logs.alpha > 0].itertuples():
+        gaps = np.linspace(0, 20, 81)
+        aligned = max(fitted_loss(gap, log.alpha, log.temperature, permuted=False)["loss"] for gap in gaps)
+        least = log.train_loss - plain - log.gamma * ATTENTION_LIMIT
+        rows.append({"arm": log.arm, "least": least, "most": log.train_loss, "aligned": aligned})
+    return pd.DataFrame(rows)
+
+
+def _of_published_runs() -> list[str]:
+    accuracy = 100 * published.ablation_runs().pivot_table(index="arm", values="accuracy", aggfunc=["mean", "max"])
+    mean, best = (accuracy.loc["KD+IG", name] - accuracy.loc["Student", name] for name in ("mean", "max"))
+    variance = published.monte_carlo_summary().set_index("arm").variance_ddof1
+    return [
+        f"The ten published runs of KD+IG are {float(mean.iloc[0]):.2f} points ahead of the ten of Student in the mean and "
+        f"{float(best.iloc[0]):.2f} in the best run; the abstract's gain is of best against best (notebook 03).",
+        f"In the published Monte Carlo sample KD+IG varies more than Student: {variance['KD+IG'] / variance['Student']:.1f} "
+        "times the variance (notebook 05).",
+    ]
+
+
+def _of_published_logs() -> list[str]:
+    ranges = [
+        f"{row.least:.3f} to {row.most:.3f} for {row.arm}, where aligned logits leave {row.aligned:.3f} at most"
+        for row in distillation_left(published.training_logs()).itertuples()
+    ]
+    return [
+        f"Two published training logs leave a distillation loss of {'; '.join(ranges)}; logits of other images would leave "
+        "what the logs show (a closed form with its assumptions, notebook 08). The paper describes signals of the image "
+        "itself; the released code, as it stands, draws images and stored signals in separate orders. Both are trained here."
+    ]
+
+
+def _of_attention(study: Study) -> list[str]:
+    full = [item for item in experiments.factorial(study.plan) if item.labels["arm"] == "KD+IG+AT"]
+    epochs = study.epochs(full)
+    if epochs.filter(like="gradient_norms.").empty:
+        return []
+    shares = gradient_shares(epochs)
+    return [
+        f"With the paper's weight, gamma = {full[0].run.method.gamma:g}, attention transfer has "
+        f"{shares[shares.term == 'attention'].share.mean():.2%} of the sum of the gradient norms in KD+IG+AT "
+        f"({shares.key.nunique()} seeds, notebook 04)."
+    ]
+
+
+def _of_maps(study: Study) -> list[str]:
+    runs = study.table(experiments.controls(study.plan))
+    runs["arm"] = (runs.arm + " " + runs.variant).str.strip()
+    family = [(f"{arm[0]} {arm[1]}", " ".join(other).strip()) for _, arm, other in experiments.contrasts(study.plan)]
+    found = statistics.compare_recorded(runs[["arm", "seed", "accuracy"]], family, pair_by="seed").set_index("arm")
+    own = found[(found.index == "IG described")].iloc[0]
+    others = found[found.reference == "IG described"]
+    if others.n.min() < 2:
+        return []
+    differing = others[others.p_holm < 0.05]
+    names = ", ".join(
+        f"{name.split()[1].replace('_', ' ')} {100 * row.difference:+.1f}" for name, row in differing.iterrows()
+    )
+    return [
+        f"{_here(study)}, laying IG maps over a tenth of the images changes the accuracy by {_points(own)} ({own.n} pairs). "
+        f"Of {len(others)} controls in place of the map (maps of other images, noise, plain dimming, other attributions) "
+        "that differ from it after Holm's correction there "
+        + {0: "is none", 1: "is one"}.get(len(differing), f"are {len(differing)}")
+        + (f": {names} points" if len(differing) else "")
+        + " (notebook 08)."
+    ]
+
+
+def _of_tuned_arms(study: Study) -> list[str]:
+    runs = study.table(experiments.tuned(study.plan))
+    if runs.empty:
+        return []
+    asked = [pair for _, *pair in experiments.fair_contrasts(study.plan)]
+    found = statistics.compare_recorded(runs, asked, pair_by="seed").set_index(["arm", "reference"])
+    added, alone = found.loc[("KD+IG", "KD")], found.loc[("KD", "Student")]
+    if min(added.n, alone.n) < 2:
+        return []
+    best = runs.groupby("arm").accuracy.mean().sort_values(ascending=False)
+    return [
+        f"{_here(study)} and with constants chosen on held-out images, KD alone changes the accuracy by {_points(alone)}, and "
+        f"the overlay beside it by {_points(added)} ({added.n} pairs). The best arm in the mean is {best.index[0]} "
+        f"({best.iloc[0]:.1%}), Student has {best['Student']:.1%} (notebook 08)."
+    ]
+
+
+def _of_steps(study: Study) -> list[str]:
+    runs = study.table(experiments.steps(study.plan))
+    if runs.empty:
+        return []
+    runs["arm"] = runs.n_steps.astype(str)
+    few, many = sorted({study.profile.n_steps, study.profile.other_n_steps})
+    found = statistics.compare_recorded(runs, [(str(many), str(few))], pair_by="seed").iloc[0]
+    if found.n < 2:
+        return []
+    return [
+        f"{_here(study)}, maps of {many} integration steps instead of {few} change the accuracy by {_points(found)} "
+        f"({found.n} pairs, notebook 02)."
+    ]
+
+
+def _of_corruption(study: Study) -> list[str]:
+    seen = shift.kept(study, experiments.factorial(study.plan), "robustness")
+    if seen.empty:
+        return []
+    seen["kind"] = seen.condition.str.split(" ").str[0]
+    accuracy = seen.groupby(["arm", "seed", "kind"], sort=False).accuracy.mean().unstack(["arm", "kind"])
+    gain = (accuracy["IG"] - accuracy["Student"]).dropna()
+    kinds = gain.drop(columns=shift.CLEAN)
+    more = statistics.compare(kinds.mean(axis=1), gain[shift.CLEAN], paired=True)
+    most = kinds.mean().idxmax()
+    return [
+        f"On corrupted test images ({', '.join(kinds)}) the overlay changes the accuracy of the same students by "
+        f"{100 * kinds.mean().mean():+.2f} points, on clean ones by {100 * gain[shift.CLEAN].mean():+.2f}: a difference of "
+        f"{_points(more)} ({len(gain)} seeds). It gains most where the {most} changes ({100 * kinds[most].mean():+.2f}), as an "
+        "augmentation that dims images would (notebook 06)."
+    ]
+
+
+def _of_latency(study: Study) -> list[str]:
+    path = study.root / "bench" / f"latency-{study.profile.name}.json"
+    if not path.exists():
+        return []
+    steady, machine = read_measurement(path, "steady_state")
+    first, _ = read_measurement(path, "first_calls")
+    ratio = steady[(steady.blocks_removed == 5) & (steady.width == 1) & (steady.batch_size == 1)].ratio.iloc[0]
+    calls = first.pivot(index="blocks_removed", columns="order", values="milliseconds").T
+    orders = (calls[0] / calls[5]).round(1)
+    return [
+        "How much faster the student at 4.12x is depends on what is timed: teacher / student is "
+        + " and ".join(f"{value:g} with the {order}" for order, value in orders.items())
+        + f" in single first calls, as the released code measures, and {ratio:.2f} in the steady state of one image "
+        f"({machine['name']}, {machine['threads']} threads, notebook 07)."
+    ]
+
+
+def _here(study: Study) -> str:
+    return f"At {study.profile.blocks_removed} of 19 blocks removed and {study.profile.take[0]:,} training images"
+
+
+def _points(found) -> str:
+    """A difference with its interval in percentage points."""
+    return f"{100 * found.difference:+.2f} points [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
