@@ -1,5 +1,5 @@
 """``python -m igkd``: ``evaluate`` measures a network from a file, ``export`` writes one as ONNX, ``readme`` renews
-README.md."""
+README.md and docs/."""
 
 import argparse
 import sys
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     export.add_argument("--onnx", required=True, metavar="FILE", help="where to write it")
     export.add_argument("--int8", action="store_true", help="quantise to 8 bits, with ranges from training images")
     export.add_argument("--data", default="", help="the run's images: a folder or an .npz file (default: the digits)")
-    commands.add_parser("readme", help="make the generated parts of README.md anew")
+    commands.add_parser("readme", help="make the generated parts of README.md and docs/ anew")
     options = parser.parse_args(arguments)
     if options.command == "readme":
         return renew_readme()
@@ -46,12 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def renew_readme() -> int:
-    """Write README.md with its generated parts made anew."""
-    from igkd.readme import rendered
+    """Write README.md and docs/ with their generated parts made anew."""
+    from igkd.readme import documents, rendered
 
     root = Path(__file__).resolve().parent.parent
-    path = root / "README.md"
-    path.write_text(rendered(path.read_text(), root))
+    for path in documents(root):
+        path.write_text(rendered(path.read_text(), root))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The parts of README.md that are made from the repository: claims, notebooks, times, state of the study, gallery."""
+"""The parts of README.md and docs/ that are made from the repository: claims, times, state of the study, gallery."""
 
 import json
 import re
@@ -18,8 +18,13 @@ from igkd.runs import Record
 DATA = {"demo": "handwritten digits of scikit-learn", "laptop": "a share of CIFAR-10", "paper": "all of CIFAR-10"}
 
 
+def documents(root: Path) -> list[Path]:
+    """The files with such parts."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
 def rendered(text: str, root: Path) -> str:
-    """README text with everything between its markers made anew.
+    """Text with everything between its markers made anew.
 
     Parameters
     ----------
@@ -35,6 +40,9 @@ def rendered(text: str, root: Path) -> str:
         "benchmarks": benchmarks,
         "state": state,
         "gallery": gallery,
+        "nodes": nodes,
+        "choices": choices,
+        "floor": floor,
     }
     return re.sub(
         r"(<!-- (\w+) -->\n).*?(<!-- end -->)",
@@ -77,25 +85,89 @@ def benchmarks(root: Path) -> str:
     training, attribution = (
         json.loads((root / "bench" / f"{name}.json").read_text()) for name in ("training", "attribution")
     )
-    lines = ["| | a plain loop, or Captum | igkd | times faster | rounds |", "|---|---|---|---|---|"]
+    lines = ["| | the other | igkd | times faster | rounds |", "|---|---|---|---|---|"]
     for cut, rounds in pd.DataFrame(training["images_per_second"]).groupby("blocks_removed"):
         at_once = rounds.processes.iloc[0]
-        lines.append(
-            f"| training, {cut} blocks removed{f', {at_once} runs at once' if at_once > 1 else ''}: images a second "
-            f"| {rounds.plain.median():,.0f} | {rounds.igkd.median():,.0f} | {rounds.ratio.median():.1f} | {len(rounds)} |"
-        )
+        for name, other in (("a plain loop", rounds.plain), ("torchdistill", rounds.torchdistill)):
+            lines.append(
+                f"| training, {cut} blocks removed{f', {at_once} runs at once' if at_once > 1 else ''}, against {name}: "
+                f"images a second | {other.median():,.0f} | {rounds.igkd.median():,.0f} "
+                f"| {(rounds.igkd / other).median():.1f} | {len(rounds)} |"
+            )
     measured = pd.DataFrame(attribution["measured"])
     theirs = measured[measured.side == "captum"].set_index("round")
-    for n_steps, rounds in measured[measured.side == "igkd"].groupby("n_steps", sort=False):
+    rules = {"gausslegendre": "Gauss-Legendre", "riemann_middle": "midpoint"}
+    for (method, n_steps), rounds in measured[measured.side == "igkd"].groupby(["method", "n_steps"], sort=False):
         ours = rounds.set_index("round")
         lines.append(
-            f"| IG maps of the teacher, {n_steps} steps (Captum: {theirs.n_steps.iloc[0]}): maps a second; completeness error "
+            f"| IG maps of the teacher, {n_steps} {rules[method]} steps, against Captum's "
+            f"{theirs.n_steps.iloc[0]} {rules[theirs.method.iloc[0]]} steps: maps a second; completeness error "
             f"| {theirs.maps_per_second.median():.1f}; {theirs.error.iloc[0]:.1%} | {ours.maps_per_second.median():.1f}; "
             f"{ours.error.iloc[0]:.1%} | {(ours.maps_per_second / theirs.maps_per_second).median():.1f} | {len(ours)} |"
         )
-    machine = training["machine"]
-    lines += ["", f"{machine['name']}, {machine['threads']} threads, torch {training['torch']}."]
+    lines += ["", _machine(training)]
     return "\n".join(lines) + "\n"
+
+
+def nodes(root: Path) -> str:
+    """Completeness error of each rule of quadrature by number of nodes."""
+    content = json.loads((root / "bench" / "nodes.json").read_text())
+    errors = pd.DataFrame(content["errors"]).pivot(index="rule", columns="n_steps", values="error")
+    lines = ["| rule | " + " | ".join(f"{n} nodes" for n in errors) + " |", "|---" * (len(errors.columns) + 1) + "|"]
+    for rule in dict.fromkeys(each["rule"] for each in content["errors"]):
+        lines.append(f"| {rule} | " + " | ".join(f"{error:.1%}" for error in errors.loc[rule]) + " |")
+    tenths = content["mean_derivative_by_tenth_of_the_path"]
+    lines += [
+        "",
+        f"{content['images']} training images of CIFAR-10, the shipped teacher. The mean absolute derivative falls from ",
+    ]
+    lines[-1] += f"{max(tenths):.0f} near the baseline to {tenths[-1]:.0f} in the last tenth of the path."
+    return "\n".join(lines) + "\n"
+
+
+def choices(root: Path) -> str:
+    """What training loses if one of the choices for processors is taken back."""
+    measured = pd.DataFrame(_cpu(root)["measured"])
+    lines = [
+        "| blocks removed | without | images a second | of the loop as it is | kernel's share of the time | rounds |"
+    ]
+    lines += ["|---" * 6 + "|"]
+    for cut, runs in measured.groupby("blocks_removed"):
+        whole = runs[runs.without == ""].images_per_second.median()
+        for without, rounds in runs.groupby("without", sort=False):
+            speed = rounds.images_per_second.median()
+            lines.append(
+                f"| {cut} | {without or 'nothing: as it is'} | {speed:,.0f} | {speed / whole:.0%} "
+                f"| {rounds.system_share.median():.0%} | {len(rounds)} |"
+            )
+    return "\n".join([*lines, "", _machine(_cpu(root))]) + "\n"
+
+
+def floor(root: Path) -> str:
+    """How long an image takes in training, and how long it would have to take."""
+    content = _cpu(root)
+    rates, measured = content["billions_a_second"], pd.DataFrame(content["measured"])
+    lines = [
+        "| blocks removed | million operations | kB | floor: operations | floor: bytes | measured | times the floor |"
+    ]
+    lines += ["|---" * 7 + "|"]
+    for cut, needed in content["needed"].items():
+        runs = measured[(measured.blocks_removed == int(cut)) & (measured.without == "")]
+        seconds = 1 / runs.images_per_second.median()
+        floors = needed["operations"] / rates["bfloat16_operations"] / 1e9, needed["bytes"] / rates["bytes"] / 1e9
+        cells = [f"{1e3 * each:.2f} ms" for each in (*floors, seconds)]
+        amounts = f"{needed['operations'] / 1e6:,.0f} | {needed['bytes'] / 1e3:,.0f}"
+        lines.append(f"| {cut} | {amounts} | {' | '.join(cells)} | {seconds / max(floors):.1f} |")
+    rate = ", ".join(f"{value:,.0f} billion {name.replace('_', ' ')}" for name, value in rates.items())
+    return "\n".join([*lines, "", f"Rates measured in the same run, a second: {rate}. {_machine(content)}"]) + "\n"
+
+
+def _cpu(root: Path) -> dict:
+    return json.loads((root / "bench" / "cpu.json").read_text())
+
+
+def _machine(content: dict) -> str:
+    return f"{content['machine']['name']}, {content['machine']['threads']} threads, torch {content['torch']}."
 
 
 def claims(root: Path) -> str:
