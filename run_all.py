@@ -200,7 +200,7 @@ def publish_notebooks(notebooks: list[Notebook], profile: str) -> int:
     """Give the notebooks the outputs of their executed copies; copy the figures and the measured times."""
     build = REPOSITORY / "build" / profile
     for notebook in notebooks:
-        publish(notebook, build / "notebooks" / notebook.path.name)
+        publish(notebook, build / "notebooks" / notebook.path.name, profile)
         print(f"{notebook.name}: has the outputs of the {profile} profile")
     copies = [(path, REPOSITORY / "figures") for path in sorted((build / "figures").iterdir())]
     measured = [path for name in ("run_all", "latency") for path in sorted(build.glob(f"{name}-*.json"))]
@@ -254,6 +254,7 @@ def with_study(notebooks: list[Notebook], options: argparse.Namespace) -> int:
         if options.verify is not None:
             return show_verification(study, options.verify)
         if options.force:
+            study.images.train_labels  # noqa: B018 - without the data, what is forgotten could not be trained again
             forget(study, numbers)
         os.environ[PROGRESS] = str(status.file)
         if options.runs_only:
@@ -307,7 +308,7 @@ def forget(study, numbers: list[str]) -> None:
     for key in keys:
         study.store.forget(key)
     if LATENCY_NOTEBOOK in numbers:
-        (study.figures.parent / f"latency-{study.profile.name}.json").unlink(missing_ok=True)
+        study.latency_files[0].unlink(missing_ok=True)
     study.log(f"forgot {len(keys)} records; they are trained again")
 
 
@@ -340,6 +341,10 @@ def run_notebooks(
     from igkd.experiments import TIMED
     from igkd.outlook import needed_by, shared_out
 
+    if not study.has_images:
+        status.say(
+            "CIFAR-10 is not here: what records hold is drawn; cells that need images are skipped (README, Data)"
+        )
     copies = REPOSITORY / "build" / options.profile / "notebooks"  # beside figures/, as in the repository
     numbers = [notebook.number for notebook in notebooks]
     started, before = time.monotonic(), study.store.keys()
@@ -363,7 +368,7 @@ def run_notebooks(
         for group, beside in (([each for each in notebooks if each not in timed], at_once), (timed, 1)):
             here = study.store.keys()
             status.begin(", ".join(each.name for each in group[:beside]))
-            with closing(execute_all(group, copies, parameters, REPOSITORY, beside)) as results:
+            with closing(execute_all(group, copies, parameters, REPOSITORY, beside, study.has_images)) as results:
                 for notebook, result in results:
                     finished[notebook] = result
                     trained[notebook] += len(study.store.keys() - here)

@@ -247,9 +247,8 @@ def _c2(study: Study) -> Finding:
         "Latency in the steady state (C2)",
     )
     stated = f"{slow / fast:.1f} times ({slow:g} ms / {fast:g} ms)"
-    name = f"latency-{study.profile.name}.json"
     # what was measured here goes before what the repository brings
-    for path in (study.figures.parent / name, study.root / "bench" / name):
+    for path in study.latency_files:
         if path.exists():
             table, machine = read_measurement(path, "steady_state")
             found = table[(table.blocks_removed == 5) & (table.width == 1) & (table.batch_size == 1)]

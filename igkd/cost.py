@@ -242,13 +242,35 @@ class Measurements:
     ----------
     path : path
         Delete it to measure again.
-    machine : dict
-        From `igkd.device.Compute.describe`.
+    machine : dict, optional
+        From `igkd.device.Compute.describe`. Without it nothing is measured: what the file holds is shown, whichever
+        machine it is of.
+
+    Raises
+    ------
+    InputError
+        If the file is to be shown and is damaged or not there.
     """
 
-    def __init__(self, path: Path, machine: dict):
+    def __init__(self, path: Path, machine: dict | None = None):
         self.path = Path(path)
-        self.here = {"machine": machine, "versions": {"python": platform.python_version(), "torch": torch.__version__}}
+        self.measures = machine is not None
+        if self.measures:
+            versions = {"python": platform.python_version(), "torch": torch.__version__}
+            self.of = {"machine": machine, "versions": versions}
+        else:
+            content = _read_measurements(self.path)
+            self.of = {name: content[name] for name in ("machine", "versions")}
+
+    @property
+    def machine(self) -> str:
+        """The machine in words."""
+        machine = self.of["machine"]
+        return f"{machine['name']}, {machine['device']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}"
+
+    def __str__(self) -> str:
+        kept = "delete it to measure again" if self.measures else "to measure again, get the images"
+        return f"measured on {self.machine}, torch {self.of['versions']['torch']}; kept in {self.path.name}, {kept}"
 
     def once(self, name: str, of: dict, measure: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """A table, measured now unless it is kept.
@@ -264,12 +286,14 @@ class Measurements:
         Raises
         ------
         InputError
-            If the file is damaged.
+            If the file is damaged, or the table is not in it and must not be measured.
         """
-        content = _read_measurements(self.path) if self.path.exists() else self.here
-        content = content if content.items() >= self.here.items() else self.here
+        content = _read_measurements(self.path) if self.path.exists() else self.of
+        content = content if content.items() >= self.of.items() else self.of
         of = json.loads(json.dumps(of))
         if name not in content or content[name]["of"] != of:
+            if not self.measures:
+                raise InputError(f"{self.path} holds no {name} of what this profile has; to measure it, get the images")
             content = content | {name: {"of": of, "rows": measure().to_dict("records")}}
             write_atomically(self.path, (json.dumps(content, indent=1) + "\n").encode())
         return pd.DataFrame(content[name]["rows"])
@@ -292,7 +316,7 @@ def read_measurement(path: Path, name: str) -> tuple[pd.DataFrame, dict]:
 def _read_measurements(path: Path) -> dict:
     try:
         content = json.loads(path.read_text())
-        content["machine"]["name"]
+        content["machine"]["name"], content["versions"]
         for name in content.keys() - {"machine", "versions"}:
             content[name]["of"], content[name]["rows"]
         return content

@@ -18,11 +18,11 @@ import pandas as pd
 import torch
 from joblib import Parallel, cpu_count, delayed
 
-from igkd.cost import multiply_accumulates
+from igkd.cost import Measurements, multiply_accumulates
 from igkd.device import Compute, pick_compute
-from igkd.errors import InputError, TrainingError
+from igkd.errors import InputError, MissingImages, TrainingError
 from igkd.experiments import NOTEBOOKS, Plan, Planned, Profile, profile, teacher_run
-from igkd.images import ImageSet, load_images, train_indices
+from igkd.images import CIFAR10_CLASSES, ImageSet, RecordedImages, Subset, load_images, train_indices
 from igkd.models import (
     Architecture,
     MobileNetV2,
@@ -89,22 +89,39 @@ class Study:
         self._per_image: dict[Architecture, int] = {}
 
     @cached_property
-    def images(self) -> ImageSet:
-        """The profile's images."""
-        images = load_images(self.profile.dataset, self.data)
+    def images(self) -> ImageSet | RecordedImages:
+        """The profile's images; without the data, what the records tell of them."""
+        try:
+            images = load_images(self.profile.dataset, self.data)
+        except MissingImages as missing:
+            return self._recorded_images(missing)
         return images if self.profile.take is None else images.take(*self.profile.take)
 
-    @cached_property
+    @property
+    def has_images(self) -> bool:
+        """Whether there are pixels and labels, so that something can be trained, evaluated or shown."""
+        return isinstance(self.images, ImageSet)
+
+    def _recorded_images(self, missing: MissingImages) -> RecordedImages:
+        """CIFAR-10 as most of this profile's records saw it; of other images they do not hold the classes' names."""
+        of_profile = [
+            record
+            for record in self.store.records()
+            if record.run.recipe == self.profile.recipe and record.provenance["data"] == "cifar10"
+        ]
+        if of_profile:
+            fingerprint = pd.Series([record.run.data for record in of_profile]).mode()[0]
+            for record in of_profile:
+                run, outcome = record.run, record.outcome
+                if (run.data, run.subset, run.split) == (fingerprint, Subset(), "test"):
+                    counts = outcome["n_train"], outcome["n_test"]
+                    return RecordedImages("cifar10", CIFAR10_CLASSES, (32, 32), *counts, fingerprint, missing)
+        raise missing
+
+    @property
     def fingerprint(self) -> str:
-        """Fingerprint of the images; without the data, the one that most of this profile's records have."""
-        try:
-            return self.images.fingerprint
-        except InputError:
-            runs = [record.run for record in self.store.records()]
-            recorded = pd.Series([run.data for run in runs if run.recipe == self.profile.recipe])
-            if recorded.empty:
-                raise
-            return recorded.mode()[0]
+        """Fingerprint of the images."""
+        return self.images.fingerprint
 
     @cached_property
     def plan(self) -> Plan:
@@ -127,7 +144,7 @@ class Study:
     def describe_data(self) -> str:
         """Name and numbers of the images, for captions."""
         images = self.images
-        return f"{images.name}, {len(images.train_labels):,} training and {len(images.test_labels):,} test images"
+        return f"{images.name}, {images.n_train:,} training and {images.n_test:,} test images"
 
     def describe_student(self) -> str:
         """The profile's student, for captions."""
@@ -137,7 +154,7 @@ class Study:
     def title(self) -> str:
         """Data and compression factor in a few words."""
         names = {"cifar10": "CIFAR-10"}
-        share = f", {len(self.images.train_labels):,} images" if self.profile.take else ""
+        share = f", {self.images.n_train:,} images" if self.profile.take else ""
         return f"here: {names.get(self.images.name, self.images.name)}{share}, {self._factor():.2f}x"
 
     def _factor(self) -> float:
@@ -223,11 +240,11 @@ class Study:
         Returns
         -------
         MobileNetV2 or None
-            None if its weights are not here and training it again would take many minutes.
+            None if its weights are not here and training it again would take many minutes, or needs the images.
         """
         path = self.store.find_weights(run.key)
         if path is None:
-            if self.compute.device == "cpu" and trains_alone(run, self.work(run)):
+            if not self.has_images or (self.compute.device == "cpu" and trains_alone(run, self.work(run))):
                 return None
             self.log(f"the weights of run {run.key} are not here; it is trained again")
             self.train(run)
@@ -384,6 +401,19 @@ class Study:
         columns = ["data", "training images", "evaluated on", "machine", "torch"]
         grouped = pd.DataFrame(rows).groupby(columns, sort=False).seconds.agg(runs="count", minutes="sum")
         return grouped.assign(minutes=(grouped.minutes / 60).round(1)).reset_index()
+
+    @property
+    def latency_files(self) -> tuple[Path, Path]:
+        """Where times that are measured here are kept, and where the repository brings some."""
+        name = f"latency-{self.profile.name}.json"
+        return self.figures.parent / name, self.root / "bench" / name
+
+    def measurements(self) -> Measurements:
+        """Times on this machine; without the images, on which some are measured, those that are kept."""
+        here, brought = self.latency_files
+        if self.has_images:
+            return Measurements(here, self.compute.describe())
+        return Measurements(here if here.exists() else brought)
 
     def work(self, run: Run) -> float:
         """Multiply-accumulates of all forward passes of a training: what its time is estimated from."""

@@ -1,4 +1,4 @@
-"""The two ways in which a command ends early; each carries one line for the reader."""
+"""The ways in which a command ends early; each carries one line for the reader."""
 
 
 class InputError(ValueError):
@@ -6,6 +6,10 @@ class InputError(ValueError):
 
     Command lines print the message alone and exit with code 2.
     """
+
+
+class MissingImages(InputError):
+    """No images were named, and none lie where they are looked for."""
 
 
 class TrainingError(RuntimeError):

@@ -151,18 +151,7 @@ def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
 
 def _runs_of_arms(axis, frame: pd.DataFrame, order: list[str]) -> None:
     """Every run as a point, and the mean of each arm with its 95 % t-interval; column ``percent``."""
-    sns.stripplot(
-        frame,
-        x="arm",
-        y="percent",
-        hue="arm",
-        order=order,
-        palette=ARM_COLOURS,
-        alpha=0.6,
-        size=4,
-        ax=axis,
-        legend=False,
-    )
+    _strip(axis, frame, order)
     sns.pointplot(
         frame,
         x="arm",
@@ -177,6 +166,27 @@ def _runs_of_arms(axis, frame: pd.DataFrame, order: list[str]) -> None:
         err_kws={"linewidth": 1.2},
         ax=axis,
     )
+
+
+def _strip(axis, frame: pd.DataFrame, order: list[str]) -> None:
+    """Every run as a point, at the same place each time; column ``percent``."""
+    state = np.random.get_state()
+    np.random.seed(0)  # seaborn draws the jitter from NumPy's global generator, and takes no other
+    try:
+        sns.stripplot(
+            frame,
+            x="arm",
+            y="percent",
+            hue="arm",
+            order=order,
+            palette=ARM_COLOURS,
+            alpha=0.6,
+            size=4,
+            legend=False,
+            ax=axis,
+        )
+    finally:
+        np.random.set_state(state)
 
 
 def t_interval(values) -> tuple[float, float]:
@@ -418,18 +428,7 @@ def monte_carlo(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Fig
     """
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), width_ratios=(1.2, 1, 1.1))
     order = list(published.arm)
-    sns.stripplot(
-        table.assign(percent=100 * table.accuracy),
-        x="arm",
-        y="percent",
-        hue="arm",
-        order=order,
-        palette=ARM_COLOURS,
-        alpha=0.6,
-        size=4,
-        legend=False,
-        ax=left,
-    )
+    _strip(left, table.assign(percent=100 * table.accuracy), order)
     for position, arm in enumerate(order):
         values = 100 * table[table.arm == arm].accuracy
         low, high = t_interval(values)

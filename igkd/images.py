@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from igkd.errors import InputError
+from igkd.errors import InputError, MissingImages
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 #: Channel means and standard deviations of CIFAR-10's training pixels, as published.
@@ -72,6 +72,16 @@ class ImageSet:
         return len(self.class_names)
 
     @property
+    def n_train(self) -> int:
+        """Number of training images."""
+        return len(self.train_labels)
+
+    @property
+    def n_test(self) -> int:
+        """Number of test images."""
+        return len(self.test_labels)
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.train_images.shape[1:3]
@@ -120,6 +130,37 @@ class ImageSet:
             test_images=self.test_images[test],
             test_labels=self.test_labels[test],
         )
+
+
+@dataclass(frozen=True)
+class RecordedImages:
+    """What records tell of an `ImageSet` that is not here; whoever asks for more of it is told how to get it.
+
+    Attributes
+    ----------
+    name, class_names, size, n_train, n_test, fingerprint
+        As in `ImageSet`.
+    missing : MissingImages
+        Raised instead of pixels and labels.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    size: tuple[int, int]
+    n_train: int
+    n_test: int
+    fingerprint: str
+    missing: MissingImages
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def __getattr__(self, name: str):
+        if name in ("train_images", "train_labels", "test_images", "test_labels", "mean_std", "flip", "take"):
+            raise self.missing
+        raise AttributeError(name)
 
 
 @dataclass(frozen=True)
@@ -250,8 +291,10 @@ def load_images(name: str, data: str | Path | None = None, download: bool = Fals
 
     Raises
     ------
+    MissingImages
+        If `data` is not given and nothing is found.
     InputError
-        If nothing is found, or what is found is damaged or not in one of these forms.
+        If there is nothing at `data`, or what is found is damaged or not in one of these forms.
     """
     if name == "digits":
         if data is not None or download:
@@ -265,7 +308,7 @@ def load_images(name: str, data: str | Path | None = None, download: bool = Fals
     if download or (path / "cifar-10-batches-py").is_dir():
         return _official(path, download)
     if path == OFFICIAL_FOLDER and not given:
-        raise InputError(f"no CIFAR-10 here; {_WAYS}")
+        raise MissingImages(f"no CIFAR-10 here; {_WAYS}")
     if (path / "train").is_dir():
         return _from_folder(path)
     if path.suffix == ".npz" and path.is_file():

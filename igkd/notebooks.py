@@ -20,6 +20,10 @@ from pathlib import Path
 
 from igkd.errors import InputError
 
+#: Tag of the cells that show images or send them through a network, and of those that need what such cells make.
+NEEDS_IMAGES = "needs-images"
+_SKIPPED = "This cell needs the images, which are not here (section Data of the README says how to get them)"
+
 
 @dataclass(frozen=True)
 class Notebook:
@@ -131,6 +135,7 @@ def execute(
     folder: Path,
     environment: Mapping[str, str] | None = None,
     kernels: list | None = None,
+    with_images: bool = True,
 ) -> Execution:
     """Execute a notebook with this interpreter's kernel.
 
@@ -149,6 +154,9 @@ def execute(
         Environment variables to set in the kernel.
     kernels : list, optional
         Gets the process number of the kernel once it has started.
+    with_images : bool
+        False: cells with the tag `NEEDS_IMAGES` are not executed. Their copies say so and keep the outputs of
+        `notebook`, if those are of the same profile.
     """
     import nbformat
     import papermill
@@ -170,6 +178,7 @@ def execute(
                 cwd=str(folder),
                 progress_bar=False,
                 kernel_manager_class=_kernel_of_this_interpreter(log, environment or {}, kernels),
+                **({} if with_images else {"skip_cells_with_tag": NEEDS_IMAGES}),
             )
         except PapermillExecutionError as failure:
             error = f"{failure.ename}: {([''] + failure.evalue.strip().splitlines())[-1]}"
@@ -177,13 +186,35 @@ def execute(
             error = f"{type(failure).__name__}: {failure}; see {output.with_suffix('.log').name}"
     figures = 0
     if output.exists():
-        cells = nbformat.read(output, as_version=4).cells
+        copy = nbformat.read(output, as_version=4)
+        if not with_images:
+            _keep_skipped(nbformat.read(notebook.path, as_version=4), copy, parameters.get("profile"))
+            nbformat.write(copy, output)
+        cells = copy.cells
         figures = sum("image/png" in shown.get("data", ()) for cell in cells for shown in cell.get("outputs", ()))
     return Execution(time.monotonic() - started, figures, error)
 
 
+def _keep_skipped(source, copy, profile: str | None) -> None:
+    """Give the cells of an executed copy that were skipped a line that says so, and the outputs they have in `source`."""
+    from nbformat.v4 import new_output
+
+    same_profile = source.metadata.get("profile") == profile
+    kept = {cell.id: cell.get("outputs", []) for cell in source.cells} if same_profile else {}
+    for cell in copy.cells:
+        if NEEDS_IMAGES in cell.metadata.get("tags", ()):
+            before = kept.get(cell.id, [])
+            line = f"{_SKIPPED}{'; these outputs are those in the repository' * bool(before)}.\n"
+            cell.outputs = [new_output("stream", name="stdout", text=line), *before]
+
+
 def execute_all(
-    notebooks: list[Notebook], build: Path, parameters: Mapping[Notebook, Mapping], folder: Path, at_once: int
+    notebooks: list[Notebook],
+    build: Path,
+    parameters: Mapping[Notebook, Mapping],
+    folder: Path,
+    at_once: int,
+    with_images: bool = True,
 ) -> Iterator[tuple[Notebook, Execution]]:
     """Execute notebooks side by side; each is returned when it is finished.
 
@@ -200,6 +231,8 @@ def execute_all(
         Working directory of the kernels.
     at_once : int
         How many; each gets its share of the processor cores.
+    with_images : bool
+        See `execute`.
     """
     from joblib import cpu_count
 
@@ -207,7 +240,9 @@ def execute_all(
     kernels: list[int] = []
     with ThreadPoolExecutor(at_once) as pool:
         running = {
-            pool.submit(execute, each, build / each.path.name, parameters[each], folder, shared, kernels): each
+            pool.submit(
+                execute, each, build / each.path.name, parameters[each], folder, shared, kernels, with_images
+            ): each
             for each in notebooks
         }
         try:
@@ -249,7 +284,7 @@ def with_outputs(source, executed):
         if cell.cell_type != "code":
             continue
         if ran.execution_count is None and cell.source.strip():
-            raise InputError("it was not executed to its end; execute it again")
+            raise InputError("it was not executed to its end, or without the images; execute it again")
         if any(shown.output_type == "error" for shown in ran.outputs):
             raise InputError("it holds an error; execute it again")
         number += 1
@@ -260,8 +295,8 @@ def with_outputs(source, executed):
     return published
 
 
-def publish(notebook: Notebook, executed: Path) -> None:
-    """Give a notebook the outputs of its executed copy (see `with_outputs`)."""
+def publish(notebook: Notebook, executed: Path, profile: str) -> None:
+    """Give a notebook the outputs of its executed copy (see `with_outputs`), and the name of their profile."""
     import nbformat
 
     if not executed.exists():
@@ -270,6 +305,7 @@ def publish(notebook: Notebook, executed: Path) -> None:
         result = with_outputs(nbformat.read(notebook.path, as_version=4), nbformat.read(executed, as_version=4))
     except InputError as error:
         raise InputError(f"{notebook.path.name} is not published: {error}") from error
+    result.metadata["profile"] = profile
     part = notebook.path.with_suffix(".part")
     nbformat.write(result, part)
     os.replace(part, notebook.path)

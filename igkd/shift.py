@@ -201,12 +201,12 @@ def under_corruption(study: Study, planned: list[Planned]) -> int:
         }
 
     name, fingerprint = "robustness", robustness_fingerprint(study)
-    return _evaluate(study, planned, name, fingerprint, f"{len(images.test_labels):,} test images", "", count)
+    return _evaluate(study, planned, name, fingerprint, f"{images.n_test:,} test images", "", count)
 
 
 def robustness_fingerprint(study: Study) -> str:
     """Fingerprint of the test images and of the corruptions."""
-    spec = json.dumps([study.images.fingerprint, CORRUPTIONS, _NOISE_SEED])
+    spec = json.dumps([study.fingerprint, CORRUPTIONS, _NOISE_SEED])
     return hashlib.sha256(spec.encode()).hexdigest()[:16]
 
 

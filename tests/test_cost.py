@@ -132,6 +132,20 @@ def test_what_is_kept_is_not_measured_again(tmp_path):
     assert [once(machine="other", of=4), once("b", machine="other"), once("b")] == [3, 4, 5]
 
 
+def test_without_a_machine_nothing_is_measured(tmp_path):
+    path, table = tmp_path / "measured.json", pd.DataFrame([{"n": 1}])
+    machine = {"name": "a machine", "device": "cpu", "threads": 1}
+    Measurements(path, machine).once("a", {"of": 3}, lambda: table)
+    kept = Measurements(path)
+    pd.testing.assert_frame_equal(kept.once("a", {"of": 3}, lambda: pytest.fail("it was measured")), table)
+    assert kept.machine == "a machine, cpu, 1 thread"
+    for name, of in (("a", {"of": 4}), ("b", {"of": 3})):
+        with pytest.raises(InputError, match=f"holds no {name} of what this profile has"):
+            kept.once(name, of, lambda: pytest.fail("it was measured"))
+    with pytest.raises(InputError, match="holds no measurements"):
+        Measurements(tmp_path / "nowhere.json")
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"steady_state": [{"n": 1}], "machine": {}}', "[1]"])
 def test_damaged_measurements_are_one_line(tmp_path, content):
     path = tmp_path / "latency-demo.json"

@@ -10,6 +10,7 @@ import nbformat
 import pytest
 
 from igkd.experiments import NOTEBOOKS as EXPERIMENTS
+from igkd.notebooks import NEEDS_IMAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -51,6 +52,15 @@ def test_it_has_the_sections_that_readers_expect(notebook):
 def test_it_defines_no_class_and_no_loop_over_epochs(notebook):
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     assert not re.search(r"^class |for epoch in|\.backward\(|tqdm", code, re.MULTILINE)
+
+
+def test_cells_that_use_pixels_can_be_skipped(notebook):
+    """So that the laptop and paper profiles are redrawn from records where CIFAR-10 is not."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and re.search(
+            r"(train|test)_(images|labels)\b|ig_maps\(|study\.signals\(", cell.source
+        ):
+            assert NEEDS_IMAGES in cell.metadata.get("tags", ()), cell.source
 
 
 def test_its_outputs_are_fit_to_be_read(notebook):

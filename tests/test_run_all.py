@@ -289,8 +289,9 @@ def test_published_notebook_has_outputs_and_no_trace_of_the_execution(tmp_path):
     source = nbformat.read(notebook.path, 4)
     result = new_output("execute_result", {"text/plain": "2"}, execution_count=9)
     nbformat.write(executed(source, [result]), tmp_path / "done.ipynb")
-    publish(notebook, tmp_path / "done.ipynb")
+    publish(notebook, tmp_path / "done.ipynb", "laptop")
     published = nbformat.read(notebook.path, 4)
+    assert published.metadata.pop("profile") == "laptop"
     assert published.cells[-1].outputs[0].data == {"text/plain": "2"}
     assert [cell.get("execution_count") for cell in published.cells] == [None, 1, 2]
     assert published.cells[-1].outputs[0].execution_count == 2
