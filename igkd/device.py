@@ -16,11 +16,6 @@ from torch.nn import functional as F
 
 from igkd.errors import InputError
 
-# Compiling a network costs about a minute on two cores and saves about a quarter of each step, so it pays for
-# trainings of more than this many multiply-accumulates of forward passes (about ten minutes on two cores). The
-# decision must not depend on a clock: the same run takes the same path each time.
-COMPILE_ABOVE_MACS = 8e12
-
 
 @dataclass(frozen=True)
 class Compute:

@@ -33,7 +33,7 @@ from igkd.models import (
 )
 from igkd.runs import Record, Run, SignalSpec, Store, write_atomically
 from igkd.signals import Signals, Teacher, attribution_maps, load_signals
-from igkd.training import train, trains_alone
+from igkd.training import takes_long, train, trains_alone
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED_TEACHER = "teacher-cifar10.safetensors"
@@ -244,7 +244,7 @@ class Study:
         """
         path = self.store.find_weights(run.key)
         if path is None:
-            if not self.has_images or (self.compute.device == "cpu" and trains_alone(run, self.work(run))):
+            if not self.has_images or (self.compute.device == "cpu" and takes_long(self.work(run))):
                 return None
             self.log(f"the weights of run {run.key} are not here; it is trained again")
             self.train(run)
@@ -313,7 +313,7 @@ class Study:
         by_key = {item.run.key: item for item in missing}
         teachers = {item.run.signals.teacher for item in missing if item.run.signals} & by_key.keys()
         alone = [item for item in missing if item.run.key in teachers]
-        alone += [item for item in missing if item not in alone and trains_alone(item.run, self.work(item.run))]
+        alone += [item for item in missing if item not in alone and trains_alone(item.run)]
         untaught = set()
         for position, item in enumerate(takewhile(on_time, alone)):
             name = describe(item)

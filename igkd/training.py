@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from igkd import __version__
 from igkd.augment import crop_mirror, cutout, draw, move_attention, overlay, pad
 from igkd.cost import multiply_accumulates
-from igkd.device import COMPILE_ABOVE_MACS, Compute, can_compile
+from igkd.device import Compute, can_compile
 from igkd.errors import InputError, TrainingError
 from igkd.images import ImageSet, train_indices, validation_indices
 from igkd.losses import attention_loss, attention_map, distillation_loss
@@ -78,30 +78,30 @@ def train(
     work = multiply_accumulates(model, images.size) * float(len(rows)) * run.recipe.num_epochs
     threads = torch.get_num_threads()
     # Sums are taken in another order by another number of threads, so the number must depend on the run alone.
-    torch.set_num_threads(threads if trains_alone(run, work) else 1)
+    torch.set_num_threads(threads if trains_alone(run) else 1)
     try:
         return _fit(run, model, rows, work, images, store, compute, signals, teacher_digest, log)
     finally:
         torch.set_num_threads(threads)
 
 
-def trains_alone(run: Run, work: float) -> bool:
+def trains_alone(run: Run) -> bool:
     """Whether a training gets all processor cores, rather than one core beside other trainings.
 
-    Small networks leave a second core idle; whatever waits for a teacher waits less if it has all cores.
-
-    Parameters
-    ----------
-    run : Run
-    work : float
-        Multiply-accumulates of all its forward passes.
+    Two trainings, each on a core of its own, are done sooner than one after the other on both cores; but whatever
+    waits for a teacher waits less if it has all cores.
     """
-    return run.architecture.blocks_removed == 0 or work > COMPILE_ABOVE_MACS
+    return run.architecture.blocks_removed == 0
+
+
+def takes_long(work: float) -> bool:
+    """Whether a training of so many multiply-accumulates (of all forward passes) takes many minutes on a processor."""
+    return work > 8e12
 
 
 def _fit(run, model, rows, work, images, store, compute, signals, teacher_digest, log) -> Record:
     recipe = run.recipe
-    compiled = can_compile(compute) and work > COMPILE_ABOVE_MACS
+    compiled = can_compile(compute) and trains_alone(run) and takes_long(work)
     model = compute.prepare(model)
     optimizer, scheduler = _optimizer(model, recipe, max(1, len(rows) // recipe.batch_size))
     loop = _Loop(run, images, signals, rows, compute)

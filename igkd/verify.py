@@ -15,7 +15,7 @@ from igkd.engine import Study, describe
 from igkd.errors import InputError
 from igkd.experiments import Planned
 from igkd.runs import Record, Store, records_digest
-from igkd.training import train, trains_alone
+from igkd.training import takes_long, train
 
 CONFIDENCE = 0.99  # of the interval in which another machine's accuracy is expected
 
@@ -39,7 +39,7 @@ def verify_runs(study: Study, count: int, generator: np.random.Generator) -> Ite
     ----------
     study : Study
     count : int
-        How many, drawn at random from the study's recorded runs (without those that take all cores for long).
+        How many, drawn at random from the study's recorded runs (without those that take many minutes).
     generator : numpy.random.Generator
 
     Raises
@@ -51,7 +51,7 @@ def verify_runs(study: Study, count: int, generator: np.random.Generator) -> Ite
     items = [
         item
         for item in study.planned()
-        if item.run.key in recorded and not trains_alone(item.run, study.work(item.run))
+        if item.run.key in recorded and not takes_long(study.work(item.run))
     ]
     if not items:
         raise InputError(f"no run of the {study.profile.name} profile is recorded; run_all.py trains them")
