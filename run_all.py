@@ -239,6 +239,9 @@ def with_study(notebooks: list[Notebook], options: argparse.Namespace) -> int:
     if not (options.plan or options.why or options.runs_only):
         given = {"profile": options.profile, "data": options.data, "device": options.device} | dict(options.parameters)
         parameters = {notebook: check_parameters(notebook, given) for notebook in notebooks}
+        from igkd.kernels import prepare
+
+        prepare()
     from igkd.engine import PROGRESS, Study  # after the cheap checks: torch takes seconds to import
 
     with tempfile.TemporaryDirectory() as folder, Status(Path(folder) / "progress", sys.stderr) as status:

@@ -163,27 +163,30 @@ def execute(
     from nbclient.exceptions import CellControlSignal, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    from igkd.kernels import kernel_manager
+
     output = Path(output).resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
     output.unlink(missing_ok=True)
     started, error = time.monotonic(), None
-    with open(output.with_suffix(".log"), "wb") as log:
-        try:
-            papermill.execute_notebook(
-                _literal(notebook.path.resolve()),
-                _literal(output),
-                dict(parameters),
-                kernel_name="python3",
-                language="python",
-                cwd=str(folder),
-                progress_bar=False,
-                kernel_manager_class=_kernel_of_this_interpreter(log, environment or {}, kernels),
-                **({} if with_images else {"skip_cells_with_tag": NEEDS_IMAGES}),
-            )
-        except PapermillExecutionError as failure:
-            error = f"{failure.ename}: {([''] + failure.evalue.strip().splitlines())[-1]}"
-        except (DeadKernelError, CellControlSignal, RuntimeError) as failure:
-            error = f"{type(failure).__name__}: {failure}; see {output.with_suffix('.log').name}"
+    log = output.with_suffix(".log")
+    log.unlink(missing_ok=True)
+    try:
+        papermill.execute_notebook(
+            _literal(notebook.path.resolve()),
+            _literal(output),
+            dict(parameters),
+            kernel_name="python3",
+            language="python",
+            cwd=str(folder),
+            progress_bar=False,
+            kernel_manager_class=kernel_manager(log, environment or {}, kernels),
+            **({} if with_images else {"skip_cells_with_tag": NEEDS_IMAGES}),
+        )
+    except PapermillExecutionError as failure:
+        error = f"{failure.ename}: {([''] + failure.evalue.strip().splitlines())[-1]}"
+    except (DeadKernelError, CellControlSignal, RuntimeError) as failure:
+        error = f"{type(failure).__name__}: {failure}; see {log.name}"
     figures = 0
     if output.exists():
         copy = nbformat.read(output, as_version=4)
@@ -309,26 +312,6 @@ def publish(notebook: Notebook, executed: Path, profile: str) -> None:
     part = notebook.path.with_suffix(".part")
     nbformat.write(result, part)
     os.replace(part, notebook.path)
-
-
-def _kernel_of_this_interpreter(log, environment: Mapping[str, str], kernels: list | None):
-    from jupyter_client.kernelspec import KernelSpecManager
-    from jupyter_client.manager import AsyncKernelManager
-
-    class ThisInterpreter(AsyncKernelManager):
-        # A kernel "python3" that is installed for the user may start another Python. Where no folder is searched,
-        # what remains is ipykernel's own specification, whose command is sys.executable.
-        def _kernel_spec_manager_default(self):
-            return KernelSpecManager(parent=self, kernel_dirs=[])
-
-        async def start_kernel(self, **options):
-            # The debugger warns of Python's frozen modules at each start.
-            set_here = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", **environment}
-            await super().start_kernel(**options, stdout=log, stderr=log, env=os.environ | set_here)
-            if kernels is not None:
-                kernels.append(self.provisioner.pid)
-
-    return ThisInterpreter
 
 
 def _literal(path: Path) -> str:
