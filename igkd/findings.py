@@ -6,7 +6,9 @@ import pandas as pd
 from igkd import experiments, published, shift, statistics
 from igkd.cost import read_measurement
 from igkd.engine import Study
+from igkd.errors import MissingImages
 from igkd.losses import fitted_loss
+from igkd.models import compression_factor
 
 #: What an attention loss of 8x8 maps is at most (`igkd.losses.attention_loss`).
 ATTENTION_LIMIT = 2 / 64
@@ -26,6 +28,7 @@ def findings(study: Study) -> list[str]:
         *_of_attention(study),
         *_of_maps(study),
         *_of_tuned_arms(study),
+        *_of_all_images(Study("paper", study.data, "cpu", study.root, study.log)),
         *_of_steps(study),
         *_of_corruption(study),
         *_of_latency(study),
@@ -75,6 +78,26 @@ def distillation_left(logs: pd.DataFrame) -> pd.DataFrame:
         least = log.train_loss - plain - log.gamma * ATTENTION_LIMIT
         rows.append({"arm": log.arm, "least": least, "most": log.train_loss, "aligned": aligned})
     return pd.DataFrame(rows)
+
+
+def sweep_gains(study: Study) -> pd.DataFrame:
+    """What each arm of the compression sweep gains over the plain student, as far as pairs of runs are recorded.
+
+    Returns
+    -------
+    DataFrame
+        One row a cut and arm with at least two pairs: ``blocks_removed``, and the columns of
+        `igkd.statistics.compare_recorded`, paired by seed; ``p_holm`` over the arms of a cut.
+    """
+    runs = study.table(experiments.sweep(study.plan))
+    if runs.empty:
+        return pd.DataFrame()
+    pairs = [(arm, "Student") for arm in study.profile.sweep.arms if arm != "Student"]
+    found = [
+        statistics.compare_recorded(of_cut, pairs, pair_by="seed").assign(blocks_removed=cut)
+        for cut, of_cut in runs[runs.width == 1].groupby("blocks_removed")
+    ]
+    return pd.concat(found).query("n >= 2").reset_index(drop=True)
 
 
 def _of_published_runs() -> list[str]:
@@ -152,6 +175,21 @@ def _of_tuned_arms(study: Study) -> list[str]:
         f"the overlay beside it by {_points(added)} ({added.n} pairs). The best arm in the mean is {best.index[0]} "
         f"({best.iloc[0]:.1%}), Student has {best['Student']:.1%} (notebook 08)."
     ]
+
+
+def _of_all_images(study: Study) -> list[str]:
+    try:
+        gains = sweep_gains(study)
+    except MissingImages:  # nothing of this size is recorded
+        return []
+    sentences = []
+    for cut, found in gains.groupby("blocks_removed") if len(gains) else ():
+        changes = "; ".join(f"{row.arm} {_points(row)} ({row.n} pairs)" for row in found.itertuples())
+        sentences.append(
+            f"With all {study.images.n_train:,} training images at {compression_factor(cut):.0f}x, against the plain student: "
+            f"{changes} (notebook 07)."
+        )
+    return sentences
 
 
 def _of_steps(study: Study) -> list[str]:
