@@ -7,7 +7,9 @@ of a process that has loaded system libraries is not safe, each kernel is starte
 
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import uuid
 from collections.abc import Mapping
 from multiprocessing import forkserver
@@ -109,7 +111,8 @@ def _serve(arguments: list[str], folder: str, environment: dict[str, str], log: 
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    os.environ["JPY_PARENT_PID"] = str(os.getppid())  # with this process the kernel ends, and it with its caller
+    os.environ.pop("JPY_PARENT_PID", None)  # of a kernel that called us: ours would end, its parent being another
+    threading.Thread(target=_end_with, args=[multiprocessing.parent_process()], daemon=True).start()
     with open(log, "ab") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
@@ -120,3 +123,9 @@ def _serve(arguments: list[str], folder: str, environment: dict[str, str], log: 
     from ipykernel.kernelapp import IPKernelApp
 
     IPKernelApp.launch_instance(argv=arguments)
+
+
+def _end_with(caller) -> None:
+    """Kill this group of processes when the caller ends without having done so."""
+    caller.join()
+    os.killpg(0, signal.SIGKILL)
