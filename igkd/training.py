@@ -151,10 +151,11 @@ def _fit(run, model, rows, work, images, store, compute, signals, teacher_digest
         "weights": state_digest(model),
         "teacher_weights": teacher_digest,
     }
+    replayed = {} if compute.capture is None else {"replayed": update.is_replayed or measure.is_replayed}
     provenance = {
         "data": images.name,
         "seconds": round(seconds, 2),
-        "machine": compute.describe() | {"compiled": compiled, "replayed": update.is_replayed or measure.is_replayed},
+        "machine": compute.describe() | {"compiled": compiled} | replayed,
         "versions": {"igkd": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     path = store.weights_path(run.key)

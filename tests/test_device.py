@@ -7,6 +7,7 @@ by it, too.
 """
 
 import math
+import multiprocessing
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from igkd import training
+from igkd.attribution import _integrals
 from igkd.device import Compute, Replayed
 from igkd.methods import Method
 from igkd.models import Architecture
@@ -93,6 +95,16 @@ def test_a_step_that_did_would_be_found(careless, monkeypatch):
         step_without_memory()
 
 
+@pytest.mark.parametrize("batch_size", [4, 64], ids=["steps of one image", "whole images"])
+def test_integration_over_the_paths_does_not_either(batch_size):
+    model = Architecture(17).build(4, None).to("meta").eval()
+    images = torch.empty(5, 3, 16, 16, device="meta")
+    target, nodes = torch.zeros(5, dtype=torch.int64, device="meta"), torch.empty(8, device="meta")
+    with StaysThere():
+        parts = list(_integrals(model, images, torch.zeros_like(images[:1]), target, nodes, nodes, batch_size))
+    assert sum(len(attributions) for _, attributions in parts) == 5
+
+
 def by_fx(call):
     """Capture by FX, which runs the step once in order to see it: the first replay has then been done."""
     done = []
@@ -117,13 +129,17 @@ class Failing(Compute):
     capture = staticmethod(fails)
 
 
-def trained(run, folder, kind=Compute, log=lambda line: None):
+class Uncaptured(Compute):
+    capture = None
+
+
+def trained(run, folder, kind=Compute, log=lambda line: None, device="cpu"):
     store = Store(folder / "records", folder / "build", folder / "weights")
-    compute = kind("cpu", bfloat16=False)
+    compute = kind(device, bfloat16=False)
     return training.train(run, IMAGES, store, compute, small_signals(IMAGES) if run.signals else Signals(), log=log)
 
 
-@pytest.mark.parametrize(
+every_kind_of_run = pytest.mark.parametrize(
     "run",
     [
         small_run(IMAGES, ALL, ONE_RATE),
@@ -134,10 +150,13 @@ def trained(run, folder, kind=Compute, log=lambda line: None):
     ],
     ids=["all ingredients", "one cycle", "adam", "one step an epoch", "dropout"],
 )
+
+
+@every_kind_of_run
 def test_a_replayed_training_is_the_plain_one(run, tmp_path):
     plain = trained(run, tmp_path / "plain")
     replayed = trained(run, tmp_path / "replayed", ByFX)
-    assert replayed.provenance["machine"]["replayed"] and not plain.provenance["machine"]["replayed"]
+    assert replayed.provenance["machine"]["replayed"] and "replayed" not in plain.provenance["machine"]
     # a captured step takes its rate in float32
     assert replayed.outcome["loss"] == pytest.approx(plain.outcome["loss"], rel=1e-4)
     for one, other in zip(replayed.outcome["history"], plain.outcome["history"], strict=True):
@@ -196,3 +215,34 @@ def test_a_replay_takes_the_batch_and_the_rate_of_its_call():
         torch.testing.assert_close(weight.detach(), expected)
         assert optimizer.param_groups[0]["lr"] == rate
     assert repeated.is_replayed
+
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@on_a_gpu
+@every_kind_of_run
+def test_on_a_gpu_a_replayed_training_is_the_plain_one(run, tmp_path):
+    plain = trained(run, tmp_path / "plain", Uncaptured, device="cuda")
+    replayed = trained(run, tmp_path / "replayed", device="cuda")
+    assert replayed.provenance["machine"]["replayed"]
+    # Sums on a GPU are not always taken in the same order.
+    for one, other in zip(replayed.outcome["history"], plain.outcome["history"], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
+
+
+def train_carelessly(folder):
+    """In a process of its own, because a capture that failed can leave PyTorch unable to make another."""
+    training.cutout = lambda images, drawn, side: images / images.max().item()
+    run, lines = small_run(IMAGES, Method(cutout=6), ONE_RATE), []
+    record = trained(run, folder, log=lines.append, device="cuda")
+    assert not record.provenance["machine"]["replayed"] and math.isfinite(record.outcome["loss"])
+    assert len([line for line in lines if "cannot be captured" in line]) == 1
+
+
+@on_a_gpu
+def test_on_a_gpu_a_step_that_reads_a_value_back_is_run_plainly(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=train_carelessly, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
