@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import training
@@ -23,14 +24,13 @@ HERE = Path(__file__).resolve().parent
 CHOICES = ("bfloat16", "channels last", "own stride-2 gradient", "kept memory", "fused optimizer", "compiled")
 
 
-def take_back(choice: str) -> dict:
-    """Undo one choice in this process; arguments for `training.ours`."""
+def take_back(choice: str):
+    """Undo one choice in this process; how `training.ours` computes then."""
     import torch
 
+    import igkd.training
     from igkd import device
 
-    if choice == "bfloat16":
-        return {"compute": device.Compute("cpu", bfloat16=False)}
     if choice == "channels last":
         as_it_is = device.Compute.prepare
 
@@ -47,15 +47,17 @@ def take_back(choice: str) -> dict:
     elif choice == "fused optimizer":
         fused = torch.optim.SGD
         torch.optim.SGD = lambda groups, **settings: fused(groups, **settings | {"fused": False})
-    return {}
+    elif choice == "compiled":
+        igkd.training.can_compile = lambda compute: False
+    compute = device.pick_compute("cpu")
+    return replace(compute, bfloat16=compute.bfloat16 and choice != "bfloat16")
 
 
 def measure(choice: str, blocks_removed: int, seconds: float) -> dict:
     """Images a second without one choice (or with all) and the kernel's share of the processor's time."""
-    arguments = take_back(choice)
+    compute = take_back(choice)
     before = resource.getrusage(resource.RUSAGE_SELF)
-    alone = training.trained_alone(blocks_removed) and choice != "compiled"
-    speed = training.ours(blocks_removed, seconds, alone, **arguments)
+    speed = training.ours(blocks_removed, seconds, compute)
     after = resource.getrusage(resource.RUSAGE_SELF)
     user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
     return {"images_per_second": round(speed, 1), "system_share": round(system / (user + system), 3)}

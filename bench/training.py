@@ -2,13 +2,14 @@
 
 The plain loop is written from the description of the released code: items are PIL images that torchvision's transforms
 crop and mirror one by one, a DataLoader with one worker, float32, batches of 64, Adam, `.item()` at each step.
-torchdistill, a framework for distillation (pip install torchdistill), has the same items and loader, and asks the teacher at
-each step, as it does by default. igkd trains as `run_all.py` does it: large networks alone with all cores, small ones one a
-core.
+torchdistill, a framework for distillation (measured if it is installed: pip install torchdistill), has the same items
+and loader, and asks the teacher at each step, as it does by default. igkd trains as `run_all.py` does it: large
+networks alone with all cores, small ones one a core, and one at a time on a GPU (`bench/gpu.py` measures several).
 
     python bench/training.py --blocks-removed 5 17 --rounds 3
 
-Writes bench/training.json. Images (32x32 pixels) and signals are random numbers, which does not matter for the time.
+Writes bench/training.json, or on a GPU bench/training-cuda.json. Images (32x32 pixels) and signals are random numbers,
+which does not matter for the time.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,23 +28,26 @@ HERE = Path(__file__).resolve().parent
 BATCH = 64
 
 
-def random_images(n: int = 20 * BATCH):
-    """An image set of noise."""
+def random_images(device: str):
+    """An image set of noise: 20 batches, and for a GPU as many as an epoch of the study has.
+
+    Its steps are so short that what is done once an epoch would count too much in a short one.
+    """
     from igkd.images import ImageSet
 
-    random = np.random.default_rng(0)
+    n, random = BATCH * (20 if device == "cpu" else 625), np.random.default_rng(0)
     parts = [(random.integers(0, 256, (k, 32, 32, 3), np.uint8), np.arange(k) % 10) for k in (n, 10)]
     return ImageSet("noise", *parts[0], *parts[1], tuple("0123456789"), flip=True)
 
 
-def items():
+def items(device: str):
     """A data set of single images, augmented one by one, with maps laid over a tenth of them, and their labels."""
     import torch
     from PIL import Image
     from torch.utils.data import Dataset
     from torchvision import transforms
 
-    images = random_images()
+    images = random_images(device)
     n = len(images.train_labels)
     maps = torch.rand(n, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -66,21 +71,30 @@ def items():
 class Clock:
     """Images a second from the second step on."""
 
-    def __init__(self, seconds: float):
-        self.seconds, self.steps, self.started = seconds, -1, None
+    def __init__(self, seconds: float, device: str):
+        self.seconds, self.device, self.steps, self.started = seconds, device, -1, None
 
     def is_up(self) -> bool:
         """Count a step."""
         self.steps += 1
-        self.started = self.started or time.perf_counter()
+        self.started = self.started or now(self.device)
         return time.perf_counter() - self.started > self.seconds
 
     def images_per_second(self) -> float:
         """So far."""
-        return self.steps * BATCH / (time.perf_counter() - self.started)
+        return self.steps * BATCH / (now(self.device) - self.started)
 
 
-def plain(blocks_removed: int, seconds: float) -> float:
+def now(device: str) -> float:
+    """Seconds, once the device has done what it was told."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def plain(blocks_removed: int, seconds: float, device: str) -> float:
     """Images a second of the plain loop."""
     import torch
     from torch.nn import functional as F
@@ -88,15 +102,16 @@ def plain(blocks_removed: int, seconds: float) -> float:
 
     from igkd.models import MobileNetV2
 
-    augmented = items()
+    augmented = items(device)
     soft = torch.randn(len(augmented), 10, generator=torch.Generator().manual_seed(0))
-    model, alpha, temperature = MobileNetV2(10, blocks_removed), 0.01, 2.5
+    model, alpha, temperature = MobileNetV2(10, blocks_removed).to(device), 0.01, 2.5
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     paired = StackDataset(augmented, soft)
     loader = DataLoader(paired, BATCH, shuffle=True, num_workers=1, drop_last=True, persistent_workers=True)
-    total, clock = 0.0, Clock(seconds)
+    total, clock = 0.0, Clock(seconds, device)
     while True:
         for (batch, labels), teacher_logits in loader:
+            batch, labels, teacher_logits = (part.to(device) for part in (batch, labels, teacher_logits))
             optimizer.zero_grad()
             logits = model(batch)
             distilled = F.kl_div(
@@ -112,7 +127,7 @@ def plain(blocks_removed: int, seconds: float) -> float:
                 return clock.images_per_second()
 
 
-def torchdistill(blocks_removed: int, seconds: float) -> float:
+def torchdistill(blocks_removed: int, seconds: float, device: str) -> float:
     """Images a second of torchdistill's `DistillationBox`, the teacher being the uncut network."""
     import logging
 
@@ -146,34 +161,31 @@ def torchdistill(blocks_removed: int, seconds: float) -> float:
             "kwargs": {"sub_terms": {"kd": {"criterion": distilled, "weight": 1.0}}},
         },
     }
-    networks = (MobileNetV2(10), MobileNetV2(10, blocks_removed))
-    box = get_distillation_box(*networks, {"train": items()}, config, torch.device("cpu"), None, False, 1)
-    clock = Clock(seconds)
+    networks = (MobileNetV2(10).to(device), MobileNetV2(10, blocks_removed).to(device))
+    box = get_distillation_box(*networks, {"train": items(device)}, config, torch.device(device), None, False, 1)
+    clock = Clock(seconds, device)
     while True:
         box.pre_epoch_process(epoch=0)
         for batch, labels, supplementary in box.train_data_loader:
             box.pre_forward_process()
-            loss = box.forward_process(batch, labels, supplementary)
+            loss = box.forward_process(batch.to(device), labels.to(device), supplementary)
             box.post_forward_process(loss)
             if clock.is_up():
                 return clock.images_per_second()
 
 
-def ours(blocks_removed: int, seconds: float, alone: bool, compute=None) -> float:
-    """Images a second of `igkd.training.train`, from the second epoch on."""
+def epoch_ends(blocks_removed: int, seconds: float, compute, seed: int = 0) -> tuple[list[float], int]:
+    """When the epochs of `igkd.training.train` ended, each with the device done, and the images of one."""
     import torch
 
     from igkd import training
-    from igkd.device import pick_compute
     from igkd.runs import Store
     from igkd.signals import Signals
 
-    images = random_images()
+    images = random_images(compute.device)
     n = len(images.train_labels)
     random = torch.Generator().manual_seed(0)
     signals = Signals(torch.randn(n, 10, generator=random), None, torch.rand(n, 32, 32, generator=random).half())
-    # whether it trains alone and is compiled depends on the size of the study, not of this measurement
-    training.COMPILE_ABOVE_MACS = 0 if alone else float("inf")
 
     class Enough(Exception):
         pass
@@ -182,31 +194,33 @@ def ours(blocks_removed: int, seconds: float, alone: bool, compute=None) -> floa
 
     def log(line: str) -> None:
         if line.startswith("epoch"):
-            ends.append(time.perf_counter())
+            ends.append(time.time())  # which processes side by side agree on
             if ends[-1] - ends[0] > seconds and len(ends) > 1:
                 raise Enough
 
-    run = the_run(images.fingerprint, blocks_removed)
+    run = the_run(images.fingerprint, blocks_removed, seed)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "records", Path(folder), Path(folder))
         try:
-            training.train(run, images, store, compute or pick_compute(), signals, log=log)
+            training.train(run, images, store, compute, signals, log=log)
         except Enough:
-            return (len(ends) - 1) * (n // BATCH) * BATCH / (ends[-1] - ends[0])
+            return ends, n
+
+
+def ours(blocks_removed: int, seconds: float, compute) -> float:
+    """Images a second of `igkd.training.train`, from the second epoch on."""
+    ends, n = epoch_ends(blocks_removed, seconds, compute)
+    return (len(ends) - 1) * n / (ends[-1] - ends[0])
 
 
 def trained_alone(blocks_removed: int) -> bool:
-    """Whether a training of the paper profile gets all cores."""
-    from igkd.cost import multiply_accumulates
-    from igkd.experiments import PROFILES
-    from igkd.models import MobileNetV2
+    """Whether a training gets all cores."""
     from igkd.training import trains_alone
 
-    macs = multiply_accumulates(MobileNetV2(10, blocks_removed), (32, 32))
-    return trains_alone(the_run("", blocks_removed), macs * 40_000 * PROFILES["paper"].recipe.num_epochs)
+    return trains_alone(the_run("", blocks_removed))
 
 
-def the_run(fingerprint: str, blocks_removed: int):
+def the_run(fingerprint: str, blocks_removed: int, seed: int = 0):
     """KD+IG for longer than anyone waits."""
     from igkd.images import Subset
     from igkd.methods import ARMS, Recipe
@@ -214,10 +228,10 @@ def the_run(fingerprint: str, blocks_removed: int):
     from igkd.runs import Run, SignalSpec
 
     recipe, network = Recipe(num_epochs=10_000, batch_size=BATCH), Architecture(blocks_removed)
-    return Run(fingerprint, Subset(), network, ARMS["KD+IG"], recipe, SignalSpec("random signals"), 0)
+    return Run(fingerprint, Subset(), network, ARMS["KD+IG"], recipe, SignalSpec("random signals"), seed)
 
 
-def measure(side: str, blocks_removed: int, seconds: float, processes: int, threads: int) -> float:
+def measure(side: str, blocks_removed: int, seconds: float, device: str, processes: int, threads: int) -> float:
     """Images a second of one side, summed over processes at once."""
     command = [
         sys.executable,
@@ -228,8 +242,9 @@ def measure(side: str, blocks_removed: int, seconds: float, processes: int, thre
         str(blocks_removed),
         "--seconds",
         str(seconds),
+        "--device",
+        device,
     ]
-    command += ["--alone"] * (processes == 1)
     started = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
         for _ in range(processes)
@@ -243,36 +258,42 @@ def main() -> None:
     parser.add_argument("--blocks-removed", type=int, nargs="+", default=[5, 17])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; by default the fastest here")
     parser.add_argument("--side", choices=("plain", "torchdistill", "igkd"), help=argparse.SUPPRESS)
-    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.side in ("plain", "torchdistill"):
+    if options.side in ("plain", "torchdistill"):  # without what `pick_compute` sets for processors
         side = {"plain": plain, "torchdistill": torchdistill}[options.side]
-        print(side(options.blocks_removed[0], options.seconds))
-        return
-    if options.side == "igkd":
-        print(ours(options.blocks_removed[0], options.seconds, options.alone))
+        print(side(options.blocks_removed[0], options.seconds, options.device))
         return
 
     import torch
 
     from igkd.device import pick_compute
 
+    compute = pick_compute(options.device)
+    device = compute.device
+    if options.side == "igkd":
+        print(ours(options.blocks_removed[0], options.seconds, compute))
+        return
+
+    others = ("plain", "torchdistill") if find_spec("torchdistill") else ("plain",)
     cores, results = torch.get_num_threads(), []
     for blocks_removed in options.blocks_removed:
-        processes = 1 if trained_alone(blocks_removed) else cores
+        processes = cores if device == "cpu" and not trained_alone(blocks_removed) else 1
         for turn in range(options.rounds):
             speeds = {
-                side: measure(side, blocks_removed, options.seconds, 1, cores) for side in ("plain", "torchdistill")
+                side: measure(side, blocks_removed, options.seconds, device, 1, cores)
+                for side in others
             }
-            speeds["igkd"] = measure("igkd", blocks_removed, options.seconds, processes, cores // processes)
+            speeds["igkd"] = measure("igkd", blocks_removed, options.seconds, device, processes, cores // processes)
             results.append(
                 {"blocks_removed": blocks_removed, "round": turn, "processes": processes}
                 | {side: round(speed, 1) for side, speed in speeds.items()}
             )
             print(results[-1], flush=True)
-    content = {"machine": pick_compute("cpu").describe(), "torch": torch.__version__, "images_per_second": results}
-    (HERE / "training.json").write_text(json.dumps(content, indent=1) + "\n")
+    content = {"machine": compute.describe(), "torch": torch.__version__, "images_per_second": results}
+    name = "training.json" if device == "cpu" else f"training-{device.partition(':')[0]}.json"
+    (HERE / name).write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

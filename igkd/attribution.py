@@ -396,11 +396,9 @@ def _checked_target(target: Tensor, scores: Tensor) -> Tensor:
     num_images, num_classes = scores.shape
     if target.shape != (num_images,) or target.is_floating_point():
         raise InputError(f"target must be {num_images} integers, one per image, not {_described(target)}")
-    if not 0 <= int(target.min()) <= int(target.max()) < num_classes:
-        raise InputError(
-            f"target must be 0 to {num_classes - 1}, the model's classes; it has {int(target.min())} to "
-            f"{int(target.max())}"
-        )
+    low, high = torch.stack(target.aminmax()).tolist()  # a GPU is waited for once
+    if not 0 <= low <= high < num_classes:
+        raise InputError(f"target must be 0 to {num_classes - 1}, the model's classes; it has {low} to {high}")
     return target.to(scores.device, torch.int64)
 
 

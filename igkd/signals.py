@@ -20,6 +20,7 @@ from torch import Tensor
 
 from igkd.attribution import (
     MAX_BATCH_SIZE,
+    MAX_BATCH_SIZE_ACCELERATOR,
     grad_cam,
     integrated_gradients,
     make_baseline,
@@ -199,8 +200,10 @@ def attribution_maps(
         model = compute.prepare(teacher.model)
         labels = torch.from_numpy(images.train_labels)
         maps = []
-        # IG makes its own batches of the points on all paths.
-        at_once = IMAGES_AT_ONCE if kind == "ig" else MAX_BATCH_SIZE.get(compute.device, IMAGES_AT_ONCE)
+        if kind == "ig":  # makes its own batches of the points on all paths; what it does once a call is dear on a GPU
+            at_once = IMAGES_AT_ONCE if compute.device == "cpu" else MAX_BATCH_SIZE_ACCELERATOR
+        else:
+            at_once = MAX_BATCH_SIZE.get(compute.device, IMAGES_AT_ONCE)
         for rows in torch.arange(len(labels)).split(at_once):
             x = as_input(images.train_images[rows.numpy()], compute.device)
             with compute.autocast():

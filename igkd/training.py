@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from igkd import __version__
-from igkd.augment import crop_mirror, cutout, draw, move_attention, overlay, pad
+from igkd.augment import Draw, crop_mirror, cutout, draw, move_attention, overlay, pad
 from igkd.cost import multiply_accumulates
-from igkd.device import Compute, can_compile
+from igkd.device import Compute, Replayed, can_compile
 from igkd.errors import InputError, TrainingError
 from igkd.images import ImageSet, train_indices, validation_indices
 from igkd.losses import attention_loss, attention_map, distillation_loss
@@ -31,7 +31,8 @@ from igkd.runs import AUGMENTATION, DROPOUT, ORDER, WEIGHTS, Record, Run, Store,
 from igkd.signals import Signals, as_input
 
 CHECKPOINT_EVERY_SECONDS = 20
-EVALUATION_BATCH = 128
+EVALUATION_BATCH = {"cpu": 128}
+EVALUATION_BATCH_ACCELERATOR = 1024
 
 
 def train(
@@ -80,7 +81,8 @@ def train(
     # Sums are taken in another order by another number of threads, so the number must depend on the run alone.
     torch.set_num_threads(threads if trains_alone(run) else 1)
     try:
-        return _fit(run, model, rows, work, images, store, compute, signals, teacher_digest, log)
+        with compute.stream():
+            return _fit(run, model, rows, work, images, store, compute, signals, teacher_digest, log)
     finally:
         torch.set_num_threads(threads)
 
@@ -104,14 +106,23 @@ def _fit(run, model, rows, work, images, store, compute, signals, teacher_digest
     compiled = can_compile(compute) and trains_alone(run) and takes_long(work)
     model = compute.prepare(model)
     optimizer, scheduler = _optimizer(model, recipe, max(1, len(rows) // recipe.batch_size))
-    loop = _Loop(run, images, signals, rows, compute)
     history, seconds = _restore(store.checkpoint_path(run.key), model, optimizer, scheduler, log)
+    loop = _Loop(run, images, signals, rows, compute, model, optimizer)
     # Evaluation has other batch sizes, for which compiling again would not pay, so it uses `model` itself.
     stepped = torch.compile(model) if compiled else model
+
+    def repeated(network: nn.Module, measured: bool) -> Replayed:
+        def update(rows: Tensor, *drawn: Tensor):
+            return loop.update(network, rows, Draw(*drawn), measured)
+
+        return Replayed(update, optimizer, compute.capture, log)
+
+    # What is compiled keeps no graph for a second gradient.
+    update, measure = repeated(stepped, False), repeated(model, True)
     saved = -math.inf
     for epoch in range(len(history), recipe.num_epochs):
         started = time.monotonic()
-        means = loop.epoch(stepped, model, optimizer, scheduler, epoch)
+        means = loop.epoch(update, measure, scheduler, epoch)
         if not math.isfinite(means["loss"]):
             raise TrainingError(f"the loss is {means['loss']} in epoch {epoch + 1}; lower lr, alpha or gamma")
         elapsed = time.monotonic() - started
@@ -140,10 +151,11 @@ def _fit(run, model, rows, work, images, store, compute, signals, teacher_digest
         "weights": state_digest(model),
         "teacher_weights": teacher_digest,
     }
+    replayed = {} if compute.capture is None else {"replayed": update.is_replayed or measure.is_replayed}
     provenance = {
         "data": images.name,
         "seconds": round(seconds, 2),
-        "machine": compute.describe() | {"compiled": compiled},
+        "machine": compute.describe() | {"compiled": compiled} | replayed,
         "versions": {"igkd": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     path = store.weights_path(run.key)
@@ -161,10 +173,10 @@ def predict(model: MobileNetV2, images: np.ndarray, compute: Compute) -> Tensor:
     """Logits (N, num_classes) of uint8 images (N, H, W, 3): float32 throughout, returned on the CPU."""
     training = model.training
     model = compute.prepare(model).eval()
-    batches = torch.from_numpy(images).split(EVALUATION_BATCH)
-    logits = [model(as_input(batch, compute.device)).cpu() for batch in batches]
+    batches = torch.from_numpy(images).split(EVALUATION_BATCH.get(compute.device, EVALUATION_BATCH_ACCELERATOR))
+    logits = torch.cat([model(as_input(batch, compute.device)) for batch in batches]).cpu()
     model.train(training)
-    return torch.cat(logits)
+    return logits
 
 
 def evaluate(model: MobileNetV2, images: np.ndarray, labels: np.ndarray, compute: Compute) -> dict:
@@ -203,10 +215,11 @@ def evaluate(model: MobileNetV2, images: np.ndarray, labels: np.ndarray, compute
 class _Loop:
     """Everything that an epoch needs, on the device."""
 
-    def __init__(self, run: Run, images: ImageSet, signals: Signals, rows: Tensor, compute: Compute):
+    def __init__(self, run: Run, images: ImageSet, signals: Signals, rows: Tensor, compute: Compute, model, optimizer):
         device, padding = compute.device, run.recipe.padding
         self.run, self.compute, self.rows, self.size, self.mirror = run, compute, rows, images.size, images.flip
-        self.images = pad(torch.from_numpy(images.train_images), padding).to(device)
+        self.model, self.optimizer = model, optimizer
+        self.images = pad(torch.from_numpy(images.train_images).to(device), padding)
         self.labels = torch.from_numpy(images.train_labels).to(device)
         self.signals = signals.to(device)
         self.maps = None if signals.maps is None else pad(self.signals.maps, padding)
@@ -214,43 +227,54 @@ class _Loop:
         self.moves_signals = run.signals is not None and run.signals.variant != "released"
         self.tap = attention_tap(run.architecture.blocks_removed) if run.method.gamma else None
 
-    def epoch(self, stepped: nn.Module, model: nn.Module, optimizer, scheduler, epoch: int) -> dict:
+    def epoch(self, update: Callable, measure: Callable, scheduler, epoch: int) -> dict:
         """One pass over the training images; means of the loss terms and the running accuracy.
 
-        With several terms in the loss also ``gradient_norms``: the Euclidean norm of the gradient of each, weighted as
-        in the loss, at the epoch's last batch (of `model`: what is compiled keeps no graph for a second gradient).
+        Both callables do as the method `update` does, `measure` at the epoch's last batch. With several terms in the
+        loss it gives also ``gradient_norms``: the Euclidean norm of the gradient of each, weighted as in the loss.
         """
-        run, device = self.run, self.compute.device
-        recipe, method = run.recipe, run.method
-        order = self.rows[torch.randperm(len(self.rows), generator=stream(run.seed, ORDER, epoch))]
+        batches = self.batches(epoch)
+        several = self.run.method.alpha or self.run.method.gamma
+        sums: dict[str, Tensor] = {}
+        self.model.train()
+        with torch.random.fork_rng([self.compute.device] if self.compute.device.startswith("cuda") else []):
+            torch.manual_seed(stream(self.run.seed, DROPOUT, epoch).initial_seed())
+            for number, (rows, drawn) in enumerate(batches, 1):
+                call = measure if several and number == len(batches) else update
+                terms, norms = call(rows, *drawn.tensors)
+                scheduler.step()
+                for name, term in terms.items():
+                    sums[name] = sums.get(name, 0) + term
+        # Nothing above reads a value back, so the device is waited for once an epoch, here.
+        means = {name: float(total) / len(batches) for name, total in sums.items()}
+        return means | ({"gradient_norms": {name: float(norm) for name, norm in norms.items()}} if norms else {})
+
+    def batches(self, epoch: int) -> list[tuple[Tensor, Draw]]:
+        """Rows and random numbers of each batch of an epoch, moved to the device all at once."""
+        recipe, method, device = self.run.recipe, self.run.method, self.compute.device
+        order = self.rows[torch.randperm(len(self.rows), generator=stream(self.run.seed, ORDER, epoch))]
         drawn = draw(
             len(order),
-            stream(run.seed, AUGMENTATION, epoch),
+            stream(self.run.seed, AUGMENTATION, epoch),
             padding=recipe.padding,
             mirror=self.mirror,
             overlay_prob=method.overlay_prob,
             max_exponent=method.max_exponent,
         ).to(device)
-        batches = torch.arange(len(order)).split(recipe.batch_size)
-        if len(batches) > 1 and len(batches[-1]) < recipe.batch_size:
-            batches = batches[:-1]  # other images are left out in each epoch, and every step has the same shape
+        size = min(recipe.batch_size, len(order))
+        # What does not fill a batch is left out, other images in each epoch, so that every step has the same shape.
+        starts = range(0, len(order) - size + 1, size)
         order = order.to(device)
-        sums: dict[str, Tensor] = {}
-        model.train()
-        with torch.random.fork_rng():
-            torch.manual_seed(stream(run.seed, DROPOUT, epoch).initial_seed())
-            for batch in batches:
-                measured = batch is batches[-1] and (method.alpha or method.gamma)
-                terms, weighted = self.step(model if measured else stepped, order[batch], drawn[batch])
-                norms = _gradient_norms(weighted, model) if measured else {}
-                optimizer.zero_grad()
-                terms["loss"].backward()
-                optimizer.step()
-                scheduler.step()
-                for name, term in terms.items():
-                    sums[name] = sums.get(name, 0) + term.detach()
-        means = {name: float(total) / len(batches) for name, total in sums.items()}
-        return means | ({"gradient_norms": norms} if norms else {})
+        return [(order[at : at + size], drawn[at : at + size]) for at in starts]
+
+    def update(self, model: nn.Module, rows: Tensor, drawn: Draw, measured: bool) -> tuple[dict, dict]:
+        """One step of the optimizer: the terms of the loss, and if `measured` the norms of their gradients."""
+        terms, weighted = self.step(model, rows, drawn)
+        norms = _gradient_norms(weighted, model) if measured else {}
+        self.optimizer.zero_grad()
+        terms["loss"].backward()
+        self.optimizer.step()
+        return {name: term.detach() for name, term in terms.items()}, norms
 
     def step(self, model: nn.Module, rows: Tensor, drawn) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The loss and its terms for one batch, and the terms weighted as in the loss."""
@@ -288,12 +312,12 @@ class _Loop:
             return self.signals.teacher(x).float()
 
 
-def _gradient_norms(weighted: dict[str, Tensor], model: nn.Module) -> dict[str, float]:
+def _gradient_norms(weighted: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     norms = {}
     for name, term in weighted.items():
         gradients = torch.autograd.grad(term, list(model.parameters()), retain_graph=True, allow_unused=True)
         squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
-        norms[name] = float(torch.stack(squares).sum().sqrt())
+        norms[name] = torch.stack(squares).sum().sqrt()
     return norms
 
 
