@@ -41,9 +41,7 @@ SHIPPED_TEACHER = "teacher-cifar10.safetensors"
 PROGRESS = "IGKD_PROGRESS"
 #: Trains runs of a study as long as there is time to start another, says what is being done, and gives each that was
 #: started as soon as it is finished, with its record or with what went wrong.
-TrainAll = Callable[
-    ["Study", list[Planned], Callable[[], bool], Callable[[str], None]], Iterator[tuple[Planned, Record | str]]
-]
+TrainAll = Callable[[list[Planned], Callable[[], bool], Callable[[str], None]], Iterator[tuple[Planned, Record | str]]]
 
 
 class Study:
@@ -63,8 +61,6 @@ class Study:
         Gets one line for each thing worth knowing.
     jobs : int, optional
         How many runs are trained side by side; by default one a processor core, and one at a time on a GPU.
-    train_all : callable, optional
-        Trains many runs, by default on this machine; see `igkd.cluster`.
 
     Raises
     ------
@@ -80,7 +76,6 @@ class Study:
         root: Path | None = None,
         log: Callable[[str], None] = print,
         jobs: int | None = None,
-        train_all: "TrainAll | None" = None,
     ):
         root = REPOSITORY if root is None else Path(root)
         self.root = root
@@ -93,7 +88,8 @@ class Study:
         self.figures = root / "build" / profile_name / "figures"
         self.compute: Compute = pick_compute(device)
         self.jobs = jobs or (cpu_count() if self.compute.device == "cpu" else 1)
-        self.train_all: TrainAll = train_all or Study._train_here
+        #: Where missing runs are trained: on this machine, unless `igkd.cluster` puts itself in its place.
+        self.train_all: TrainAll = self._train_here
         self._teachers: dict[str, Teacher] = {}
         self._per_image: dict[Architecture, int] = {}
 
@@ -330,7 +326,7 @@ class Study:
         by_key = {item.run.key: item for item in missing}
         teachers = {item.run.signals.teacher for item in missing if item.run.signals} & by_key.keys()
         untaught = set()
-        for item, result in self.train_all(self, [by_key[key] for key in sorted(teachers)], on_time, doing):
+        for item, result in self.train_all([by_key[key] for key in sorted(teachers)], on_time, doing):
             if isinstance(result, str):
                 untaught.add(item.run.key)
             yield item, result
@@ -340,7 +336,7 @@ class Study:
                 yield item, "its teacher could not be trained"
             elif item.run.key not in teachers:
                 rest.append(item)
-        yield from self.train_all(self, rest, on_time, doing)
+        yield from self.train_all(rest, on_time, doing)
 
     def _train_here(self, items: list[Planned], on_time, doing) -> Iterator[tuple[Planned, Record | str]]:
         """`TrainAll` on this machine."""
