@@ -59,7 +59,7 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
         If there is no cluster at the address, or Ray cannot place what the study's device asks for.
     """
     if study.compute.device not in ("cpu", "cuda"):
-        raise InputError(f"Ray places runs on processors or GPUs; give --device cpu or cuda, not {study.compute.device}")
+        raise InputError(f"Ray chooses cores or GPUs; give --device cpu or cuda, not {study.compute.device}")
     if address:
         _check_answers(address)
         start = {}
@@ -97,7 +97,7 @@ def _train_all(
     device = study.compute.device
     cores = min((int(node["Resources"]["CPU"]) for node in _machines()), default=0)
     if not cores or (device == "cuda" and not _total("GPU")):
-        raise InputError(f"the cluster has no {'GPU' if device == 'cuda' else 'processor core'}; add a machine with one")
+        raise InputError(f"the cluster has no {'GPU' if device == 'cuda' else 'core'} to train on; add a machine")
     # A training that gets all cores here is alone on its machine there, whichever that is; on a GPU, alone on the GPU.
     if device == "cpu":
         needs = {True: {"CPU": cores}, False: {"CPU": 1}}
@@ -131,7 +131,8 @@ def _train_all(
             used.update(needs[alone])
         if not running:
             return
-        doing(f"{len(running)} at once on {len(_machines())} machines")
+        machines = len(_machines())
+        doing(f"{len(running)} at once on {machines} machine{'s' * (machines != 1)}")
         (task,), _ = ray.wait(list(running))
         item = running.pop(task)
         used.subtract(needs[trains_alone(item.run)])

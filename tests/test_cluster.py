@@ -18,7 +18,7 @@ from igkd.models import Architecture, load_weights, state_digest
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A Ray cluster of this machine's own, with a head that trains nothing and everything in a folder that is removed."""
+    """A Ray cluster on this machine: a head that trains nothing, and a folder for all its files, removed in the end."""
     folder = Path(tempfile.mkdtemp(prefix="ray"))  # pytest's own are too long for the sockets in it
     before = dict(os.environ)
     os.environ |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex()}
