@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from igkd import runs
 from igkd.engine import Study
 from igkd.errors import InputError, TrainingError
 from igkd.experiments import Planned
@@ -110,7 +111,7 @@ def test_a_machine_that_dies_costs_no_run_and_changes_none(cluster, tmp_path):
         assert state_digest(weights) == here.store.find(item.run.key).outcome["weights"]
 
 
-def test_a_run_that_fails_leaves_the_others_alone(cluster, tmp_path):
+def test_a_run_that_fails_leaves_the_others_alone(cluster, tmp_path, monkeypatch):
     from igkd.cluster import connected
 
     add_machine(cluster, "third")
@@ -127,8 +128,12 @@ def test_a_run_that_fails_leaves_the_others_alone(cluster, tmp_path):
     with connected(study, cluster.address), pytest.raises(InputError, match="no GPU"):
         study.compute = replace(study.compute, device="cuda")
         study.ensure([student(study, seed=1)])
-    # Afterwards it trains here again, where there is no such device either.
-    assert study.train_all == study._train_here
+
+    again = study_in(tmp_path)
+    monkeypatch.setattr(runs, "TRAINING_VERSION", runs.TRAINING_VERSION + 1)
+    with connected(again, cluster.address), pytest.raises(InputError, match="another version of igkd"):
+        again.ensure([student(again, seed=1)])
+    assert again.store.keys() == {good.run.key}
 
 
 @pytest.mark.parametrize(
