@@ -124,7 +124,8 @@ def _train_all(
         while waiting:
             item = waiting[0]
             alone = trains_alone(item.run)
-            if running and any(used[kind] + share > _total(kind) for kind, share in needs[alone].items()):
+            # Twenty times 0.05 is more than 1 in floating point.
+            if running and any(used[kind] + share > _total(kind) + 1e-6 for kind, share in needs[alone].items()):
                 break
             taught = (digest if item.run.signals else None, *signals[needed(item.run)])
             running[tasks[alone].remote(item.run, item.run.key, device, threads, images, *taught)] = waiting.popleft()
