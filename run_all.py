@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from igkd.__main__ import OneLineParser
@@ -71,6 +71,12 @@ def parse_arguments() -> argparse.Namespace:
         "--jobs", type=int, metavar="N", help="runs and notebooks at once (default: one a processor core; a GPU: 1)"
     )
     parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="train on this machine (default) or with Ray"
+    )
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", help="with --engine ray: of the cluster's head (default: start one here)"
+    )
+    parser.add_argument(
         "-p",
         dest="parameters",
         nargs=2,
@@ -115,6 +121,10 @@ def parse_arguments() -> argparse.Namespace:
         or options.verify is not None
         or options.verify_figures
     )
+    if options.address and options.engine != "ray":
+        parser.error("--address goes with --engine ray")
+    if options.engine == "ray" and looking:
+        parser.error("--engine ray goes with training: alone or with --runs-only")
     if options.parameters and (looking or options.runs_only):
         parser.error("-p goes with executing notebooks")
     if options.force and looking:
@@ -244,7 +254,11 @@ def with_study(notebooks: list[Notebook], options: argparse.Namespace) -> int:
         prepare()
     from igkd.engine import PROGRESS, Study  # after the cheap checks: torch takes seconds to import
 
-    with tempfile.TemporaryDirectory() as folder, Status(Path(folder) / "progress", sys.stderr) as status:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Status(Path(folder) / "progress", sys.stderr) as status,
+        ExitStack() as at_end,
+    ):
         study = Study(options.profile, options.data, options.device, log=status.say, jobs=options.jobs)
         if options.data:
             study.images  # noqa: B018 - data that was named must be usable, even where all is recorded
@@ -256,6 +270,10 @@ def with_study(notebooks: list[Notebook], options: argparse.Namespace) -> int:
             return show_reasons(study, numbers)
         if options.verify is not None:
             return show_verification(study, options.verify)
+        if options.engine == "ray":
+            from igkd.cluster import connected
+
+            at_end.enter_context(connected(study, options.address))
         if options.force:
             study.images.train_labels  # noqa: B018 - without the data, what is forgotten could not be trained again
             forget(study, numbers)
@@ -434,6 +452,10 @@ def command(options: argparse.Namespace, left: list[Notebook] | None = None) -> 
     for name, value in (("--data", options.data), ("--device", options.device)):
         if value not in ("", "auto"):
             words += [name, value]
+    if options.engine != "local":
+        words += ["--engine", options.engine]
+    if options.address:
+        words += ["--address", options.address]
     if options.jobs:
         words += ["--jobs", str(options.jobs)]
     for name, value in options.parameters:

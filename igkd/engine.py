@@ -32,13 +32,16 @@ from igkd.models import (
     weights_metadata,
 )
 from igkd.runs import Record, Run, SignalSpec, Store, write_atomically
-from igkd.signals import Signals, Teacher, attribution_maps, load_signals
+from igkd.signals import Signals, Teacher, attribution_maps, load_signals, needed, of_variant
 from igkd.training import takes_long, train, trains_alone
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED_TEACHER = "teacher-cifar10.safetensors"
 #: The environment variable that names a file into which progress is written, for whoever shows it.
 PROGRESS = "IGKD_PROGRESS"
+#: Trains runs of a study as long as there is time to start another, says what is being done, and gives each that was
+#: started as soon as it is finished, with its record or with what went wrong.
+TrainAll = Callable[[list[Planned], Callable[[], bool], Callable[[str], None]], Iterator[tuple[Planned, Record | str]]]
 
 
 class Study:
@@ -85,6 +88,8 @@ class Study:
         self.figures = root / "build" / profile_name / "figures"
         self.compute: Compute = pick_compute(device)
         self.jobs = jobs or (cpu_count() if self.compute.device == "cpu" else 1)
+        #: Where missing runs are trained: on this machine, unless `igkd.cluster` puts itself in its place.
+        self.train_all: TrainAll = self._train_here
         self._teachers: dict[str, Teacher] = {}
         self._per_image: dict[Architecture, int] = {}
 
@@ -219,6 +224,11 @@ class Study:
 
     def signals(self, run: Run, images: ImageSet | None = None) -> Signals:
         """What a run learns from besides the labels, read or computed; or what it would from other images."""
+        images = self.images if images is None else images
+        return of_variant(run, images, self.teacher_signals(run, images))
+
+    def teacher_signals(self, run: Run, images: ImageSet | None = None) -> Signals:
+        """As `signals`, before the run's variant and seed make something else of them."""
         if run.signals is None:
             return Signals()
         tap = attention_tap(run.architecture.blocks_removed) if run.method.gamma else None
@@ -272,13 +282,16 @@ class Study:
         """
         started = time.monotonic()
 
-        def on_time(_) -> bool:
+        def on_time() -> bool:
             return budget is None or time.monotonic() - started <= budget
+
+        def doing(what: str) -> None:
+            self._progress(recorded + number - len(failures), len(planned), what)
 
         missing = [item for item in planned if self.store.find(item.run.key) is None]
         failures, recorded, number = [], len(planned) - len(missing), 0
-        self._progress(recorded, len(planned), "")
-        for number, (item, record) in enumerate(self._trained(missing, on_time, recorded, len(planned)), 1):
+        doing("")
+        for number, (item, record) in enumerate(self._trained(missing, on_time, doing), 1):
             name = describe(item)
             try:
                 if isinstance(record, str):
@@ -288,7 +301,7 @@ class Study:
                 failures.append(f"{name} ({item.run.key}): {error}")
                 self.log(f"failed: {failures[-1]}")
                 continue
-            self._progress(recorded + number - len(failures), len(planned), "")
+            doing("")
             self.log(
                 f"[{number}/{len(missing)}] {name}: {record.outcome['accuracy']:.1%} "
                 f"in {record.provenance['seconds']:.0f} s"
@@ -308,37 +321,41 @@ class Study:
             planned = now
             self.ensure(planned, budget and max(0.0, budget - (time.monotonic() - started)))
 
-    def _trained(self, missing: list[Planned], on_time, recorded: int, total: int) -> Iterator[tuple]:
-        """Each run that is started on time, with its record or with what went wrong, as they are finished."""
+    def _trained(self, missing: list[Planned], on_time, doing) -> Iterator[tuple[Planned, Record | str]]:
+        """As `TrainAll`, with the teachers before all others; students of a teacher that failed fail with it."""
         by_key = {item.run.key: item for item in missing}
         teachers = {item.run.signals.teacher for item in missing if item.run.signals} & by_key.keys()
-        alone = [item for item in missing if item.run.key in teachers]
-        alone += [item for item in missing if item not in alone and trains_alone(item.run)]
         untaught = set()
-        for position, item in enumerate(takewhile(on_time, alone)):
-            name = describe(item)
-            result = self._attempt(
-                item,
-                lambda line: self._progress(recorded + position, total, f"{name}: {line}"),  # noqa: B023
-            )
-            if isinstance(result[1], str) and item.run.key in teachers:
+        for item, result in self.train_all([by_key[key] for key in sorted(teachers)], on_time, doing):
+            if isinstance(result, str):
                 untaught.add(item.run.key)
-            yield result
+            yield item, result
         rest = []
         for item in missing:
             if item.run.signals and item.run.signals.teacher in untaught:
                 yield item, "its teacher could not be trained"
-            elif item not in alone:
+            elif item.run.key not in teachers:
                 rest.append(item)
-        if self.jobs == 1 or len(rest) < 2:
-            yield from map(self._attempt, takewhile(on_time, rest))
+        yield from self.train_all(rest, on_time, doing)
+
+    def _train_here(self, items: list[Planned], on_time, doing) -> Iterator[tuple[Planned, Record | str]]:
+        """`TrainAll` on this machine."""
+
+        def started(some: Iterable) -> Iterator:
+            return takewhile(lambda _: on_time(), some)
+
+        for item in started(item for item in items if trains_alone(item.run)):
+            yield self._attempt(item, lambda line: doing(f"{describe(item)}: {line}"))  # noqa: B023
+        items = [item for item in items if not trains_alone(item.run)]
+        if self.jobs == 1 or len(items) < 2:
+            yield from map(self._attempt, started(items))
             return
-        alike = {(item.run.signals, item.run.method, item.run.architecture): item.run for item in rest}
-        for run in takewhile(on_time, alike.values()):
-            self.signals(run)  # computed here, so that no two processes compute the same
+        alike = {needed(item.run): item.run for item in items}
+        for run in started(alike.values()):
+            self.teacher_signals(run)  # computed here, so that no two processes compute the same
         where = (self.profile.name, self.data, self.compute.device, self.root)
         parallel = Parallel(n_jobs=self.jobs, pre_dispatch=self.jobs, batch_size=1, return_as="generator_unordered")
-        yield from parallel(delayed(_attempt_elsewhere)(where, item) for item in takewhile(on_time, rest))
+        yield from parallel(delayed(_attempt_elsewhere)(where, item) for item in started(items))
 
     def _attempt(self, item: Planned, log: Callable[[str], None] = lambda line: None) -> tuple[Planned, Record | str]:
         try:

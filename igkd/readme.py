@@ -12,6 +12,7 @@ from igkd.claims import ledger
 from igkd.engine import Study
 from igkd.experiments import NOTEBOOKS
 from igkd.findings import findings
+from igkd.models import BLOCKS_REMOVED, Architecture, MobileNetV2, count_parameters
 from igkd.notebooks import find_notebooks
 from igkd.runs import Record
 
@@ -43,6 +44,7 @@ def rendered(text: str, root: Path) -> str:
         "nodes": nodes,
         "choices": choices,
         "floor": floor,
+        "cluster": cluster,
     }
     return re.sub(
         r"(<!-- (\w+) -->\n).*?(<!-- end -->)",
@@ -171,6 +173,44 @@ def _cpu(root: Path) -> dict:
 
 def _machine(content: dict) -> str:
     return f"{content['machine']['name']}, {content['machine']['threads']} threads, torch {content['torch']}."
+
+
+def cluster(root: Path) -> str:
+    """What 10,000 runs of the paper's size would take on 100 processor cores or GPUs, reckoned from recorded times."""
+    study = _study("paper", root)
+    student, recipe = study.profile.blocks_removed, study.profile.recipe
+    records = [record for record in study.store.records() if record.provenance["data"] == "cifar10"]
+    n_train = max(record.outcome["n_train"] for record in records)
+    times = pd.DataFrame(
+        {
+            "cut": record.run.architecture.blocks_removed,
+            "device": record.provenance["machine"]["device"],
+            "machine": record.provenance["machine"]["name"],
+            "seconds": record.provenance["seconds"] / record.outcome["n_train"] / record.run.recipe.num_epochs,
+        }
+        for record in records
+        if record.run.architecture in (Architecture(student), Architecture(BLOCKS_REMOVED[-1]))
+    )
+    lines = ["| blocks removed | trained on | records | images a second | one run | 10,000 runs on 100 of them |"]
+    lines += ["|---" * 6 + "|"]
+    for (cut, device, machine), group in times.groupby(["cut", "device", "machine"]):
+        seconds = group.seconds.median() * n_train * recipe.num_epochs
+        lines.append(
+            f"| {cut} | a {'core' if device == 'cpu' else 'GPU'}, {machine} | {len(group)} "
+            f"| {1 / group.seconds.median():,.0f} | {seconds / 60:,.1f} min | {seconds * 100 / 86_400:,.1f} days |"
+        )
+    pixels = n_train * 32 * 32
+    written = pd.Series([len(record.to_json()) for record in records])
+    weights = 4 * count_parameters(MobileNetV2(10, student))
+    gpu = "" if (times.device == "cuda").any() else "No run is recorded on a GPU yet, so this is of processor cores. "
+    lines += [
+        "",
+        f"{gpu}A run is {recipe.num_epochs} epochs of {n_train:,} images; images a second are medians over records of "
+        f"any number of images and epochs. Each machine fetches the training images ({3 * pixels / 1e6:,.0f} MB) and each "
+        f"kind of maps that its runs need ({2 * pixels / 1e6:,.0f} MB) once. 10,000 runs bring back "
+        f"{written.mean() * 10_000 / 1e6:,.0f} MB of records and {weights * 10_000 / 1e9:,.0f} GB of weights.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def claims(root: Path) -> str:

@@ -3,7 +3,7 @@
 Signals are computed once, on unaugmented images, and kept in files that carry the fingerprint of the images, the
 digest of the teacher's weights and a checksum. The test that makes them trustworthy is `check_alignment`: read back
 by data-set index, the cached logits must name the labels as often as the teacher does. Only then is made of them what
-the run's variant asks for (`igkd.variants`).
+the run's variant asks for (`of_variant`).
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from igkd.device import Compute
 from igkd.errors import InputError
 from igkd.images import ImageSet
 from igkd.losses import attention_map
-from igkd.models import MobileNetV2, state_digest
+from igkd.models import MobileNetV2, attention_tap, state_digest
 from igkd.runs import SIGNALS, Run, SignalSpec, stream, write_atomically
 from igkd.variants import ATTRIBUTIONS, KINDS, vary
 
@@ -95,7 +95,9 @@ def load_signals(
     log: Callable[[str], None] = print,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Signals:
-    """The signals that a run learns from, read from `folder` or computed and kept there.
+    """The signals of which a run's variant is made, read from `folder` or computed and kept there.
+
+    They do not depend on the run's seed, so that runs with equal `needed` share them.
 
     Parameters
     ----------
@@ -122,10 +124,6 @@ def load_signals(
         """The images that the teacher sees: their fingerprint tells the files of the signals apart."""
         return _augmented_once(images, kind, run.recipe.padding) if spec.variant == "released" else images
 
-    def varied(kind: str, signal: Tensor) -> Tensor:
-        generator = stream(run.seed, SIGNALS, KINDS.index(kind))
-        return vary(spec.variant, kind, signal, images.train_images, images.train_labels, generator)
-
     def logits_of(of: ImageSet) -> Tensor:
         return _cached(
             folder,
@@ -142,7 +140,7 @@ def load_signals(
     online = bool(method.alpha) and spec.variant == "online"
     if method.alpha and not online:
         of = shown("logits")
-        logits = varied("logits", own if of is images else logits_of(of))
+        logits = own if of is images else logits_of(of)
     if method.gamma:
         of = shown("attention")
         attention = _cached(
@@ -155,10 +153,27 @@ def load_signals(
                 teacher.model, of.train_images, compute, lambda _, activation: attention_map(activation).half(), tap
             ),
         )
-        attention = varied("attention", attention)
     if method.overlay_prob:
-        maps = varied("maps", attribution_maps(shown("maps"), teacher, spec, folder, compute, log, progress))
+        maps = attribution_maps(shown("maps"), teacher, spec, folder, compute, log, progress)
     return Signals(logits, attention, maps, compute.prepare(teacher.model).eval() if online else None)
+
+
+def needed(run: Run) -> tuple:
+    """On what the signals that `load_signals` gives a run depend, besides the images."""
+    method = run.method
+    tap = attention_tap(run.architecture.blocks_removed) if method.gamma else None
+    return run.signals, run.recipe.padding, bool(method.alpha), tap, bool(method.overlay_prob)
+
+
+def of_variant(run: Run, images: ImageSet, signals: Signals) -> Signals:
+    """What the run's variant makes with its seed of the signals that `load_signals` gave."""
+    made = {}
+    for kind in KINDS:
+        signal = getattr(signals, kind)
+        if signal is not None:
+            generator = stream(run.seed, SIGNALS, KINDS.index(kind))
+            made[kind] = vary(run.signals.variant, kind, signal, images.train_images, images.train_labels, generator)
+    return replace(signals, **made)
 
 
 def attribution_maps(

@@ -119,6 +119,8 @@ def test_executes_and_goes_on_after_a_failure(repository):
         (["--budget", "9m"], "--budget goes with --runs-only"),
         (["--runs-only", "--budget", "9"], "'9' is no duration such as 90s, 9m or 1h"),
         (["--list", "--force"], "--force goes with training"),
+        (["--address", "head:6379"], "--address goes with --engine ray"),
+        (["--plan", "--engine", "ray"], "--engine ray goes with training"),
         (["--nothing"], "unrecognized arguments: --nothing"),
     ],
 )
@@ -164,7 +166,7 @@ def test_list_needs_neither_torch_nor_papermill(repository):
     code = (
         "import runpy, sys; sys.argv = ['run_all.py', '--list']\n"
         "try: runpy.run_path('run_all.py', run_name='__main__')\n"
-        "finally: print({'torch', 'papermill', 'numpy'} & set(sys.modules))"
+        "finally: print({'torch', 'papermill', 'numpy', 'ray'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository)
     assert done.stdout.splitlines() == [
@@ -174,6 +176,16 @@ def test_list_needs_neither_torch_nor_papermill(repository):
         "03_long    Long",
         "set()",
     ]
+
+
+def test_without_ray_its_engine_says_how_to_get_it(repository):
+    code = (
+        "import runpy, sys; sys.argv = ['run_all.py', '--engine', 'ray', '--runs-only']; sys.modules['ray'] = None\n"
+        "runpy.run_path('run_all.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "run_all.py: Ray is not installed: pip install 'igkd[cluster]'\n"
 
 
 NUMBERS = ["00", "01", "03"]

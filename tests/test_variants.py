@@ -15,7 +15,7 @@ from igkd.errors import InputError
 from igkd.losses import distillation_loss
 from igkd.methods import ARMS, Method
 from igkd.runs import SignalSpec
-from igkd.signals import check_alignment, load_signals
+from igkd.signals import check_alignment, load_signals, of_variant
 from igkd.variants import ATTRIBUTIONS, KINDS, MAP_CONTROLS, VARIANTS, vary
 from small import ALL, COMPUTE, RECIPE, small_images, small_run, small_teacher
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 def load(folder, variant, seed=0, padding=2, images=IMAGES, method=ALL):
     run = small_run(images, method, replace(RECIPE, padding=padding), seed)
     run = replace(run, signals=replace(run.signals, variant=variant))
-    return load_signals(run, images, TEACHER, 2, folder, COMPUTE, lambda line: None)
+    return of_variant(run, images, load_signals(run, images, TEACHER, 2, folder, COMPUTE, lambda line: None))
 
 
 def sources(maps):

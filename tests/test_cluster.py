@@ -1,0 +1,157 @@
+"""The cluster engine on two machines that are processes here, one of which is killed while it trains."""
+
+import os
+import shutil
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from igkd import runs
+from igkd.engine import Study
+from igkd.errors import InputError, TrainingError
+from igkd.experiments import Planned
+from igkd.methods import Method, Recipe
+from igkd.models import Architecture, load_weights, state_digest
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray cluster on this machine: a head that trains nothing, and a folder for all its files, removed in the end."""
+    folder = Path(tempfile.mkdtemp(prefix="ray"))  # pytest's own are too long for the sockets in it
+    before = dict(os.environ)
+    os.environ |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex()}
+    os.environ["RAY_worker_niceness"] = "0"  # by default 15: beside other programs the workers would hardly start
+    from igkd.cluster import ray  # with what igkd sets before
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False},
+    )
+    made.folder = folder
+    yield made
+    ray.shutdown()
+    made.shutdown()
+    os.environ.clear()
+    os.environ.update(before)
+    shutil.rmtree(folder)
+
+
+def add_machine(cluster, name):
+    """One core; what its trainings write is in a folder of its own."""
+    folder = cluster.folder / name
+    folder.mkdir()
+    machine = cluster.add_node(num_cpus=1, env_vars={"TMPDIR": str(folder)})
+    return machine, folder
+
+
+def study_in(folder, lines=None):
+    """A demo on few digits, with a teacher that is not yet trained."""
+    study = Study("demo", device="cpu", root=folder, log=(lines if lines is not None else []).append, jobs=1)
+    study.profile = replace(study.profile, take=(64, 40), teacher=Recipe(1, 16, one_cycle=False), n_steps=2)
+    return study
+
+
+def student(study, method=Method(), seed=0, variant="described", **changes):
+    run = study.plan.student(method, seed, architecture=Architecture(17), variant=variant)
+    recipe = replace(Recipe(20, 16, one_cycle=False, padding=1), **changes)
+    return Planned("arms", {"arm": variant, "seed": seed}, replace(run, recipe=recipe))
+
+
+def everything(study):
+    """The teacher, and students of which some share its signals and some have signals of their own seed."""
+    taught = Method(alpha=0.5, overlay_prob=0.5, gamma=1.0)
+    students = [student(study, seed=seed) for seed in range(2)]
+    students += [student(study, taught, seed, "permuted") for seed in range(2)]
+    students += [student(study, taught, variant=variant) for variant in ("described", "online")]
+    return [*study.teacher_runs(), *students]
+
+
+def outcomes(study):
+    """Outcome of every record; a run that has two appears twice."""
+    return sorted(((record.key, record.outcome) for record in study.store.records()), key=lambda each: each[0])
+
+
+def test_a_machine_that_dies_costs_no_run_and_changes_none(cluster, tmp_path):
+    from igkd.cluster import connected
+
+    doomed, written = add_machine(cluster, "doomed")
+    add_machine(cluster, "other")
+    study = study_in(tmp_path / "cluster")
+    items = everything(study)
+    killed_in = []
+
+    def kill():
+        """Once a student's training has gone through an epoch there, so that it is lost in the middle."""
+        keys = {item.run.key for item in items[1:]}
+        while not killed_in and not done.wait(0.02):
+            killed_in.extend(path.stem for path in written.glob("*/checkpoints/*.pt") if path.stem in keys)
+        # All at once, as when the power fails; Ray's own way takes a second, in which a run can end or tidy up.
+        raylet = psutil.Process(doomed.all_processes["raylet"][0].process.pid)
+        for process in [raylet, *raylet.children(recursive=True)]:
+            process.kill()
+        cluster.remove_node(doomed, allow_graceful=False)
+
+    done = threading.Event()
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with connected(study, cluster.address):
+            table = study.ensure(items)
+    finally:
+        done.set()
+        killer.join()
+    assert killed_in and list(written.glob(f"*/checkpoints/{killed_in[0]}.pt"))  # it never came to its end there
+    assert list(table.key) == [item.run.key for item in items]
+
+    here = study_in(tmp_path / "here")
+    here.ensure(items)
+    assert len(outcomes(here)) == len(items) and outcomes(study) == outcomes(here)
+    for item in items:
+        weights = load_weights(study.store.find_weights(item.run.key), study.images.num_classes)
+        assert state_digest(weights) == here.store.find(item.run.key).outcome["weights"]
+
+
+def test_a_run_that_fails_leaves_the_others_alone(cluster, tmp_path, monkeypatch):
+    from igkd.cluster import connected
+
+    add_machine(cluster, "third")
+    lines = []
+    study = study_in(tmp_path, lines)
+    good, bad = student(study, num_epochs=1), student(study, num_epochs=1, lr=1e30)
+    with connected(study, cluster.address), pytest.raises(TrainingError, match="1 of 2 runs failed.*the loss is"):
+        study.ensure([bad, good])
+    assert study.store.keys() == {good.run.key}
+    assert len([line for line in lines if line.startswith("failed: ")]) == 1
+    with connected(study, cluster.address):
+        study.ensure([student(study, seed=1)], budget=0)
+    assert study.store.keys() == {good.run.key} and "1 runs are left" in lines[-1]
+    with connected(study, cluster.address), pytest.raises(InputError, match="no GPU"):
+        study.compute = replace(study.compute, device="cuda")
+        study.ensure([student(study, seed=1)])
+
+    again = study_in(tmp_path)
+    monkeypatch.setattr(runs, "TRAINING_VERSION", runs.TRAINING_VERSION + 1)
+    with connected(again, cluster.address), pytest.raises(InputError, match="another version of igkd"):
+        again.ensure([student(again, seed=1)])
+    assert len(again.store.keys()) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("head", "give HOST:PORT"),
+        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
+        ("127.0.0.1:99999", "no Ray cluster answers"),
+    ],
+)
+def test_an_address_without_a_cluster_is_said_in_one_line(address, message, tmp_path):
+    from igkd.cluster import connected
+
+    with pytest.raises(InputError, match=message) as caught, connected(study_in(tmp_path), address):
+        pass
+    assert len(str(caught.value).splitlines()) == 1
