@@ -14,6 +14,8 @@ from scipy import stats
 from igkd import claims, experiments, published, shift
 from igkd.cost import Measurements
 from igkd.engine import Study
+from igkd.errors import MissingImages
+from igkd.images import CIFAR10_CLASSES, RecordedImages
 from igkd.runs import Record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def study_with(tmp_path, effect, spread, pairs, profile="paper"):
     """A study whose KD+IG runs are ahead by `effect` points on average, exactly, with this spread (points)."""
     study = Study(profile, root=tmp_path, device="cpu", log=lambda line: None)
-    study.fingerprint = "0123456789abcdef"
+    sizes = (32, 32), 40_000, 10_000
+    study.images = RecordedImages("cifar10", CIFAR10_CLASSES, *sizes, "0123456789abcdef", MissingImages("not here"))
     if profile != "paper":
         study.plan = experiments.Plan(study.profile, study.fingerprint, "a teacher")
     noise = np.zeros(pairs)
