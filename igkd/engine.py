@@ -172,7 +172,7 @@ class Study:
         return [Planned("teacher", {"arm": "Teacher", "seed": 0}, teacher_run(self.fingerprint, self.profile.teacher))]
 
     def planned(self, notebooks: Iterable[str] = NOTEBOOKS) -> list[Planned]:
-        """The runs that the notebooks declare, the teacher first, then round-robin over seeds.
+        """The runs that the notebooks declare, the teacher first, then round-robin over seeds; of one seed, arms and controls first.
 
         A run that several experiments share has the labels of the first.
         """
@@ -181,7 +181,9 @@ class Study:
             for experiment in NOTEBOOKS.get(name, ()):
                 for item in experiment(self.plan):
                     unique.setdefault(item.run.key, item)
-        return self.teacher_runs() + sorted(unique.values(), key=lambda item: item.labels["seed"])
+        decisive = {"arms", "controls"}  # what the paper claims and what its signals contribute, before all else
+        order = sorted(unique.values(), key=lambda item: (item.labels["seed"], item.experiment not in decisive))
+        return self.teacher_runs() + order
 
     def teacher(self) -> Teacher:
         """The teacher, trained first if need be."""
