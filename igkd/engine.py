@@ -172,7 +172,7 @@ class Study:
         return [Planned("teacher", {"arm": "Teacher", "seed": 0}, teacher_run(self.fingerprint, self.profile.teacher))]
 
     def planned(self, notebooks: Iterable[str] = NOTEBOOKS) -> list[Planned]:
-        """The runs that the notebooks declare, the teacher first, then round-robin over seeds; of one seed, arms and controls first.
+        """The runs that the notebooks declare: the teacher, then seed by seed, of each seed arms and controls first.
 
         A run that several experiments share has the labels of the first.
         """
