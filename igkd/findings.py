@@ -186,8 +186,8 @@ def _of_all_images(study: Study) -> list[str]:
     for cut, found in gains.groupby("blocks_removed") if len(gains) else ():
         changes = "; ".join(f"{row.arm} {_points(row)} ({row.n} pairs)" for row in found.itertuples())
         sentences.append(
-            f"With all {study.images.n_train:,} training images at {compression_factor(cut):.0f}x, against the plain student: "
-            f"{changes} (notebook 07)."
+            f"With all {study.images.n_train:,} training images at {compression_factor(cut):.0f}x, against the plain "
+            f"student: {changes} (notebook 07)."
         )
     return sentences
 

@@ -1,8 +1,8 @@
 """Kernels that run this interpreter, whatever kernels are installed for the user.
 
 On Linux they are forked from one process that has imported what the notebooks need: importing it takes longer than most
-notebooks compute. Each is a process of its own all the same, in which no notebook has run before. Elsewhere, where a fork
-of a process that has loaded system libraries is not safe, each kernel is started afresh.
+notebooks compute. Each is a process of its own all the same, in which no notebook has run before. Elsewhere, where a
+fork of a process that has loaded system libraries is not safe, each kernel is started afresh.
 """
 
 import multiprocessing

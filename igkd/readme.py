@@ -206,8 +206,8 @@ def cluster(root: Path) -> str:
     lines += [
         "",
         f"{gpu}A run is {recipe.num_epochs} epochs of {n_train:,} images; images a second are medians over records of "
-        f"any number of images and epochs. Each machine fetches the training images ({3 * pixels / 1e6:,.0f} MB) and each "
-        f"kind of maps that its runs need ({2 * pixels / 1e6:,.0f} MB) once. 10,000 runs bring back "
+        f"any number of images and epochs. Each machine fetches the training images ({3 * pixels / 1e6:,.0f} MB) and "
+        f"each kind of maps that its runs need ({2 * pixels / 1e6:,.0f} MB) once. 10,000 runs bring back "
         f"{written.mean() * 10_000 / 1e6:,.0f} MB of records and {weights * 10_000 / 1e9:,.0f} GB of weights.",
     ]
     return "\n".join(lines) + "\n"

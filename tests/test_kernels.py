@@ -15,7 +15,8 @@ from igkd.notebooks import Notebook, execute
 LOOK = """
 import json, os, sys, torch
 import igkd.figures
-told = {"pid": os.getpid(), "leader": os.getpgrp() == os.getpid(), "folder": os.getcwd(), "threads": torch.get_num_threads()}
+told = {"pid": os.getpid(), "leader": os.getpgrp() == os.getpid(), "folder": os.getcwd()}
+told["threads"] = torch.get_num_threads()
 told |= {name: os.environ.get(name) for name in ("SET_HERE", "SET_BEFORE")}
 told |= {"left behind": [hasattr(igkd.figures, "left"), "left" in os.environ]}
 igkd.figures.left = os.environ["left"] = "behind"
