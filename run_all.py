@@ -386,7 +386,8 @@ def run_notebooks(
         shares = shared_out(study, numbers)
         trained = {each: len({item.run.key for item in shares[each.number]} & new) for each in notebooks}
         timed = [each for each in notebooks if each.number in TIMED]
-        for group, beside in (([each for each in notebooks if each not in timed], at_once), (timed, 1)):
+        # Those that measure come first: the first notebook shows what the others measured.
+        for group, beside in ((timed, 1), ([each for each in notebooks if each not in timed], at_once)):
             here = study.store.keys()
             status.begin(", ".join(each.name for each in group[:beside]))
             with closing(execute_all(group, copies, parameters, REPOSITORY, beside, study.has_images)) as results:

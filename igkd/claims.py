@@ -453,6 +453,7 @@ def as_table(findings: list[Finding]) -> pd.DataFrame:
             {
                 "claim": each.claim.number,
                 "the paper says": each.claim.says,
+                "counts as reproduced if": each.claim.criterion,
                 "published": each.published,
                 "here": str(each),
                 "n": str(each.n or "–"),
@@ -467,6 +468,22 @@ def as_table(findings: list[Finding]) -> pd.DataFrame:
             for each in findings
         ]
     ).set_index("claim")
+
+
+def verdicts(study: Study, *numbers: str):
+    """What came of some claims, for the end of a notebook: a styled table with a column a claim.
+
+    Parameters
+    ----------
+    study : Study
+    numbers : str
+        Keys of `CHECKS`.
+    """
+    findings = [CHECKS[number](study) for number in numbers]
+    rows = ["the paper says", "counts as reproduced if", "published", "here", "n", "data", "verdict", "because"]
+    rows += ["as released, here", "as released"] * any(each.released for each in findings)
+    table = as_table(findings)[rows].T.rename_axis(columns=None)
+    return table.style.set_properties(**{"text-align": "left", "vertical-align": "top"})
 
 
 def published_figures() -> pd.DataFrame:

@@ -68,6 +68,9 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None) -> 
             f"{len(table)} run{'s' * (len(table) != 1)} · records {records_digest(table)}"
         )
     figure.text(0.995, -0.01, stamp, ha="right", va="top", fontsize=6.5, color="0.45")
+    # Laid out once: each format, and the notebook's picture, would do it again.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     study.figures.mkdir(parents=True, exist_ok=True)
     paths = [study.figures / f"{name}.{ending}" for ending in ("png", "pdf")]
     # No dates in the files: the same records give the same bytes.
@@ -92,16 +95,28 @@ def image_rows(rows: dict[str, np.ndarray], titles: list[str] | None = None, cma
         Over the columns.
     """
     columns = len(next(iter(rows.values())))
-    figure, axes = plt.subplots(len(rows), columns, figsize=(1.15 * columns + 1.2, 1.2 * len(rows)), squeeze=False)
-    for line, (title, pictures) in zip(axes, rows.items(), strict=True):
-        for axis, picture in zip(line, pictures, strict=True):
-            axis.imshow(picture, cmap=None if np.ndim(picture) == 3 else cmap)
-            axis.set(xticks=[], yticks=[])
-            axis.grid(False)
-        line[0].set_ylabel(title, rotation=0, ha="right", va="center")
-    for axis, title in zip(axes[0], titles or [], strict=False):
-        axis.set_title(title, fontsize=9)
+    figure, axes = plt.subplots(len(rows), 1, figsize=(1.15 * columns + 1.2, 1.2 * len(rows)), squeeze=False)
+    for axis, (title, pictures) in zip(axes[:, 0], rows.items(), strict=True):
+        # One picture a row: axes for each small one take longer to lay out than everything else in a notebook.
+        width = pictures.shape[2]
+        gap = 1 + width // 10
+        line = [_coloured(picture, cmap) for picture in pictures]
+        axis.imshow(np.hstack([np.pad(each, ((0, 0), (0, gap), (0, 0)), constant_values=255) for each in line])[:, :-gap])
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+        sns.despine(ax=axis, left=True, bottom=True)
+        axis.set_ylabel(title, rotation=0, ha="right", va="center")
+    if titles:
+        axes[0, 0].set_xticks((width - 1) / 2 + (width + gap) * np.arange(columns), titles[:columns], fontsize=9)
+        axes[0, 0].tick_params(top=False, bottom=False, labeltop=True, labelbottom=False)
     return figure
+
+
+def _coloured(picture: np.ndarray, cmap: str) -> np.ndarray:
+    """Bytes (H, W, 3) of an image, or of a map drawn in the colours of `cmap` over its own range."""
+    if picture.ndim == 2:
+        return plt.get_cmap(cmap)(plt.Normalize()(picture), bytes=True)[..., :3]
+    return picture if picture.dtype == np.uint8 else np.uint8(255 * picture.clip(0, 1))
 
 
 def training_curves(history: list[dict]) -> Figure:

@@ -5,6 +5,7 @@ notebooks compute. Each is a process of its own all the same, in which no notebo
 fork of a process that has loaded system libraries is not safe, each kernel is started afresh.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -109,6 +110,7 @@ def _serve(arguments: list[str], folder: str, environment: dict[str, str], log: 
     """Become a kernel: the leader of a group of processes, with the environment of a process started afresh."""
     os.setsid()
     os.chdir(folder)
+    gc.freeze()  # what is imported stays, so that collecting garbage need not go through it each time
     os.environ.clear()
     os.environ.update(environment)
     os.environ.pop("JPY_PARENT_PID", None)  # of a kernel that called us: ours would end, its parent being another
