@@ -137,7 +137,7 @@ def per_class(accuracies: list[float], class_names: tuple[str, ...], overall: fl
     axis.axhline(100 * overall, color="0.3", lw=1, ls="--", label=f"all: {overall:.2%}")
     axis.set(ylabel="test accuracy (%)", title="the teacher, by class of the test images")
     axis.tick_params(axis="x", rotation=30)
-    axis.legend(loc="lower right")
+    axis.legend()
     return figure
 
 
