@@ -28,8 +28,8 @@ from igkd.runs import records_digest
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
 #: The largest change by attention transfer that would not matter, as a fraction; the paper names no size for its gain.
 SMALLEST_GAIN_OF_ATTENTION = 0.002
-#: What the claims are about, as `Study.title` says what a study is about.
-SIZE = f"the paper: CIFAR-10, 50,000 images, {compression_factor(5):.2f}x"
+#: What most of the claims are about, for the top of a notebook, beside what its profile is of.
+SIZE = f"the paper's claims: CIFAR-10, 50,000 training images, a student with {compression_factor(5):.2f}x fewer parameters"
 
 
 @dataclass(frozen=True)
