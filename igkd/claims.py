@@ -29,7 +29,7 @@ REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inco
 #: The largest change by attention transfer that would not matter, as a fraction; the paper names no size for its gain.
 SMALLEST_GAIN_OF_ATTENTION = 0.002
 #: What most of the claims are about, for the top of a notebook, beside what its profile is of.
-SIZE = f"the paper's claims: CIFAR-10, 50,000 training images, a student with {compression_factor(5):.2f}x fewer parameters"
+SIZE = f"the paper's claims: CIFAR-10, 50,000 training images, a student {compression_factor(5):.2f}x smaller"
 
 
 @dataclass(frozen=True)
