@@ -28,6 +28,7 @@ from igkd.models import (
     MobileNetV2,
     attention_tap,
     compression_factor,
+    count_parameters,
     load_weights,
     weights_metadata,
 )
@@ -154,7 +155,9 @@ class Study:
     def describe_student(self) -> str:
         """The profile's student, for captions."""
         cut = self.profile.blocks_removed
-        return f"{cut} of 19 blocks removed, {self._factor():.2f}x fewer parameters than the teacher"
+        with torch.device("meta"):
+            parameters = count_parameters(MobileNetV2(self.images.num_classes, cut))
+        return f"{cut} of 19 blocks removed, {parameters:,} parameters, {self._factor():.2f}x fewer than the teacher"
 
     def title(self) -> str:
         """Data and compression factor in a few words."""
@@ -418,8 +421,10 @@ class Study:
                 }
             )
         columns = ["data", "training images", "evaluated on", "machine", "torch"]
-        grouped = pd.DataFrame(rows).groupby(columns, sort=False).seconds.agg(runs="count", minutes="sum")
-        return grouped.assign(minutes=(grouped.minutes / 60).round(1)).reset_index()
+        grouped = pd.DataFrame(rows).groupby(columns, sort=False).seconds.agg(["count", "sum"])
+        return pd.DataFrame(
+            {"runs": grouped["count"], "minutes in all": (grouped["sum"] / 60).round(1)}
+        ).reset_index()
 
     @property
     def latency_files(self) -> tuple[Path, Path]:

@@ -135,14 +135,14 @@ def per_class(accuracies: list[float], class_names: tuple[str, ...], overall: fl
     figure, axis = plt.subplots(figsize=(7, 3))
     axis.plot(class_names, [100 * value for value in accuracies], "o", color=sns.color_palette("colorblind")[0])
     axis.axhline(100 * overall, color="0.3", lw=1, ls="--", label=f"all: {overall:.2%}")
-    axis.set(ylabel="test accuracy (%)")
+    axis.set(ylabel="test accuracy (%)", title="the teacher, by class of the test images")
     axis.tick_params(axis="x", rotation=30)
-    axis.legend(loc="lower right")
+    axis.legend()
     return figure
 
 
 def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
-    """Accuracy of every run of every arm, with means and 95 % t-intervals; the published runs beside.
+    """Accuracy of every run of every arm, with means and 95 % t-intervals; the published runs before them.
 
     Parameters
     ----------
@@ -153,14 +153,16 @@ def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
     published : DataFrame
         As `table`.
     """
-    panels = {title: table, "published: CIFAR-10, 4.12x": published}
+    panels = {"published: CIFAR-10, 4.12x": published, title: table}  # the stamp of `table` stands under the last
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.4), squeeze=False)
     order = [name for name in ARM_COLOURS if name in set(table.arm)]
     for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
         frame = frame[frame.arm.isin(order)].assign(percent=lambda rows: 100 * rows.accuracy)
         _runs_of_arms(axis, frame, order)
-        axis.set(title=title, xlabel="", ylabel="test accuracy (%)")
+        axis.set(title=f"{title}\n{_range(frame.groupby('arm').size())} runs an arm", xlabel="")
         axis.tick_params(axis="x", rotation=30)
+    axes[0, 0].set_ylabel("test accuracy (%)")
+    axes[0, 1].set_ylabel("test accuracy (%), another scale")
     return figure
 
 
@@ -218,8 +220,11 @@ def bar_ends(values) -> tuple[float, float]:
     return t_interval(values) if len(values) > 2 else (float(np.min(values)), float(np.max(values)))
 
 
-def surface(table: pd.DataFrame, x: str, y: str, baseline: float) -> Figure:
-    """Accuracy over two constants as a heat map, in points above or below `baseline` (a fraction)."""
+def surface(table: pd.DataFrame, x: str, y: str, baseline: float, marked: tuple[float, float]) -> Figure:
+    """Accuracy over two constants as a heat map, in points above or below `baseline` (a fraction).
+
+    The point (x, y) that is `marked` gets a frame if it is in the table.
+    """
     wide = table.pivot_table(index=y, columns=x, values="accuracy").sort_index(ascending=False)
     figure, axis = plt.subplots(figsize=(1 + 0.8 * wide.shape[1], 1 + 0.42 * wide.shape[0]))
     gain = 100 * (wide - baseline)
@@ -233,28 +238,34 @@ def surface(table: pd.DataFrame, x: str, y: str, baseline: float) -> Figure:
         vmax=limit,
         cmap="vlag",
         ax=axis,
-        cbar_kws={"label": "points against Student"},
+        cbar_kws={"label": "points against\nthe mean Student"},
     )
+    if marked[0] in wide.columns and marked[1] in wide.index:
+        corner = wide.columns.get_loc(marked[0]), wide.index.get_loc(marked[1])
+        axis.add_patch(plt.Rectangle(corner, 1, 1, fill=False, edgecolor="0.1", lw=2, clip_on=False))
     axis.tick_params(axis="y", rotation=0)
     return figure
 
 
-def curves(panels: dict[str, tuple[pd.DataFrame, str]], baseline: float) -> Figure:
-    """Validation accuracy over one constant a panel, beside the plain student's.
+def curves(panels: dict[str, tuple[pd.DataFrame, str, float]], baseline: pd.Series) -> Figure:
+    """Validation accuracy over one constant a panel, beside the mean and the range of the plain students.
 
     Parameters
     ----------
     panels : dict
-        Title -> (table, column of the constant).
-    baseline : float
-        Accuracy of the plain student, a fraction.
+        Title -> (table, column of the constant, its value in the paper).
+    baseline : Series
+        Accuracies of the plain students, fractions.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, sharey=True)
-    for axis, (title, (table, x)) in zip(axes[0], panels.items(), strict=True):
-        axis.plot(table[x], 100 * table.accuracy, marker="o", color=ARM_COLOURS[title], label=title)
-        axis.axhline(100 * baseline, color="0.4", ls="--", lw=1, label="Student (0)")
+    for axis, (title, (table, x, in_the_paper)) in zip(axes[0], panels.items(), strict=True):
+        axis.axhspan(100 * baseline.min(), 100 * baseline.max(), color="0.85", lw=0)
+        students = f"Student, mean and range of {len(baseline)}"
+        axis.axhline(100 * baseline.mean(), color="0.4", ls="--", lw=1, label=students)
+        axis.axvline(in_the_paper, color="0.4", ls=":", lw=1.2, label="the paper's constant")
+        axis.plot(table[x], 100 * table.accuracy, "o", color=ARM_COLOURS[title], label=f"{title}, one run a point")
         axis.set(xlabel=x, xscale="log" if table[x].max() > 20 else "linear")
-        axis.legend()
+        axis.legend(fontsize=7.5)
     axes[0, 0].set_ylabel("validation accuracy (%)")
     return figure
 
@@ -363,10 +374,12 @@ def effects(panels: dict[str, pd.DataFrame]) -> Figure:
 def completeness(errors: pd.DataFrame) -> Figure:
     """Completeness error over the number of integration steps, a line for each quadrature method."""
     figure, axis = plt.subplots(figsize=(5.4, 3.2))
-    for method, lines in errors.groupby("method", sort=False):
-        axis.plot(lines.n_steps, 100 * lines.error, marker="o", label=method)
+    for (method, lines), marker in zip(errors.groupby("method", sort=False), "os^Dv", strict=False):
+        axis.plot(lines.n_steps, 100 * lines.error, marker=marker, label=method)
     axis.set(xscale="log", yscale="log", xlabel="n_steps", ylabel="mean completeness error\n(% of the mean rise)")
     axis.set_xticks(sorted(errors.n_steps.unique()), sorted(errors.n_steps.unique()), minor=False)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.minorticks_off()
     axis.legend()
     return figure
