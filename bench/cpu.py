@@ -5,7 +5,8 @@
 Each choice is taken back alone, in a process of its own, in turn with the loop as it is. Beside the images a second stands the share
 of the processor's time that the kernel took, which is where memory goes that is given back and asked for again. The
 floor is the larger of two times: that of the operations at the rate of a large matrix product, and that of the bytes
-at the rate of a large copy. Writes bench/cpu.json.
+at the rate of a large copy. What threads that wait cost beside another program is measured with gradients of a large
+network on all cores. Writes bench/cpu.json.
 """
 
 import argparse
@@ -61,6 +62,45 @@ def measure(choice: str, blocks_removed: int, seconds: float) -> dict:
     after = resource.getrusage(resource.RUSAGE_SELF)
     user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
     return {"images_per_second": round(speed, 1), "system_share": round(system / (user + system), 3)}
+
+
+def waiting(seconds: float) -> float:
+    """Gradients a second of the uncut network on all cores, a batch of 64 images each, in this process."""
+    from igkd.device import pick_compute
+    from igkd.models import MobileNetV2
+
+    import torch  # isort: skip - after igkd, which says how threads wait
+
+    compute = pick_compute("cpu")
+    model = compute.prepare(MobileNetV2(10))
+    batch = torch.rand(training.BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    count, started = -1, None
+    while started is None or time.perf_counter() - started < seconds:
+        with compute.autocast():
+            model(batch).float().sum().backward()
+        count += 1
+        started = started or time.perf_counter()  # the first call sets things up
+    return count / (time.perf_counter() - started)
+
+
+#: What libgomp does if nothing is set and there are no more threads than cores.
+ACTIVE = "300000"
+
+
+def waited(seconds: float, rounds: int) -> list[dict]:
+    """`waiting` with short waits and long ones, alone and beside a program that keeps one core busy."""
+    rows = []
+    for turn in range(rounds):
+        for name, spins in (("short", {}), ("long", {"GOMP_SPINCOUNT": ACTIVE})):
+            for busy in (0, 1):
+                beside = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+                command = [sys.executable, __file__, "--waiting", "--seconds", str(seconds)]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | spins)
+                for each in beside:
+                    each.kill()
+                rows.append({"round": turn, "waits": name, "busy": busy, "gradients_per_second": float(done.stdout)})
+                print(rows[-1], flush=True)
+    return rows
 
 
 def rates(seconds: float = 2.0) -> dict:
@@ -120,9 +160,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement")
     parser.add_argument("--without", help=argparse.SUPPRESS)
+    parser.add_argument("--waiting", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.without is not None:
         print(json.dumps(measure(options.without, options.blocks_removed[0], options.seconds)))
+        return
+    if options.waiting:
+        print(waiting(options.seconds))
         return
 
     import torch
@@ -142,6 +186,7 @@ def main() -> None:
                 row = {"blocks_removed": cut, "round": turn, "without": choice} | json.loads(done.stdout)
                 content["measured"].append(row)
                 print(row, flush=True)
+    content["waiting"] = waited(options.seconds, options.rounds)
     (HERE / "cpu.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -505,14 +505,18 @@ def sections(findings: list[Finding], title: str) -> list[tuple[str, str, pd.Dat
     agree = int(stated.agrees.sum())
 
     def number(value: float) -> str:
-        return f"{value:.4g}" if abs(value) < 1e-2 or abs(value) >= 1e4 else f"{value:.2f}"
+        return f"{value:,.0f}" if value == round(value) else f"{value:.4g}"
+
+    def in_range(row: pd.Series) -> str:
+        ends = dict.fromkeys(map(number, (row.low, row.high)))
+        return number(row.recomputed) + (f" ({' to '.join(ends)})" if len(ends) > 1 else "")
 
     def rows(table: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(
             {
                 "statistic": table.statistic + table.unit.map(lambda unit: f" ({unit})" if unit else ""),
                 "published": table.relation + table.published.map(lambda x: "–" if pd.isna(x) else number(x)),
-                "recomputed": table.recomputed.map(number),
+                "recomputed (range)": table.apply(in_range, axis=1),
                 "agrees": table.agrees.map({True: "yes", False: "no"}).fillna("–"),
                 "note": table.note,
             }
@@ -522,8 +526,9 @@ def sections(findings: list[Finding], title: str) -> list[tuple[str, str, pd.Dat
         ("Claims", title, as_table(findings).reset_index()),
         (
             "Published statistics, computed anew from published data",
-            f"{agree} of {len(stated)} agree within rounding; a difference is a finding about how two published "
-            "numbers relate, not about which of them is right.",
+            f"{agree} of {len(stated)} agree: some value in the range that the rounding of the published inputs leaves "
+            "rounds to the published one. A difference is a finding about how two published numbers relate, not about "
+            "which of them is right.",
             rows(stated),
         ),
         ("Statistics that follow from published data and are not stated", "", rows(unstated)),
@@ -592,8 +597,8 @@ def write_ledger(study: Study) -> list[Finding]:
     findings = ledger(study)
     parts = sections(
         findings,
-        f"Profile {study.profile.name}, verdicts by code. The columns up to the verdict are of arms as described in "
-        "the paper; those of the released columns get their signals as the released code has them (notebook 08).",
+        f"Profile {study.profile.name}, verdicts by code. 'here' and 'verdict' are of arms as the paper describes them, "
+        "'as released' of arms whose signals are as the released code has them (notebook 08).",
     )
     study.figures.mkdir(parents=True, exist_ok=True)
     (study.figures / "ledger.md").write_text(to_markdown(parts), encoding="utf-8")

@@ -12,7 +12,7 @@ from igkd.claims import ledger
 from igkd.engine import Study
 from igkd.experiments import NOTEBOOKS
 from igkd.findings import findings
-from igkd.models import BLOCKS_REMOVED, Architecture, MobileNetV2, count_parameters
+from igkd.models import MobileNetV2, count_parameters
 from igkd.notebooks import find_notebooks
 from igkd.runs import Record
 
@@ -44,6 +44,7 @@ def rendered(text: str, root: Path) -> str:
         "nodes": nodes,
         "choices": choices,
         "floor": floor,
+        "waiting": waiting,
         "cluster": cluster,
     }
     return re.sub(
@@ -124,9 +125,9 @@ def nodes(root: Path) -> str:
     tenths = content["mean_derivative_by_tenth_of_the_path"]
     lines += [
         "",
-        f"{content['images']} training images of CIFAR-10, the shipped teacher. The mean absolute derivative falls from ",
+        f"{content['images']} training images of CIFAR-10, the shipped teacher. The mean absolute derivative in each tenth of "
+        f"the path, from the baseline on: {', '.join(f'{each:.0f}' for each in tenths)}.",
     ]
-    lines[-1] += f"{max(tenths):.0f} near the baseline to {tenths[-1]:.0f} in the last tenth of the path."
     return "\n".join(lines) + "\n"
 
 
@@ -167,6 +168,18 @@ def floor(root: Path) -> str:
     return "\n".join([*lines, "", f"Rates measured in the same run, a second: {rate}. {_machine(content)}"]) + "\n"
 
 
+def waiting(root: Path) -> str:
+    """Gradients a second of a network on all cores, by how its threads wait, alone and beside a busy program."""
+    measured = pd.DataFrame(_cpu(root)["waiting"])
+    medians = measured.groupby(["waits", "busy"]).gradients_per_second.median().unstack()
+    lines = ["| waits | alone: gradients a second | beside a program that keeps one core busy | rounds |", "|---" * 4 + "|"]
+    lines += [
+        f"| {name} | {medians[0][name]:.1f} | {medians[1][name]:.1f} | {measured['round'].nunique()} |"
+        for name in ("short", "long")
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _cpu(root: Path) -> dict:
     return json.loads((root / "bench" / "cpu.json").read_text())
 
@@ -176,39 +189,33 @@ def _machine(content: dict) -> str:
 
 
 def cluster(root: Path) -> str:
-    """What 10,000 runs of the paper's size would take on 100 processor cores or GPUs, reckoned from recorded times."""
+    """What 10,000 runs of the paper's size would take on 100 processor cores or GPUs, reckoned from ``bench/training``."""
     study = _study("paper", root)
-    student, recipe = study.profile.blocks_removed, study.profile.recipe
-    records = [record for record in study.store.records() if record.provenance["data"] == "cifar10"]
-    n_train = max(record.outcome["n_train"] for record in records)
-    times = pd.DataFrame(
-        {
-            "cut": record.run.architecture.blocks_removed,
-            "device": record.provenance["machine"]["device"],
-            "machine": record.provenance["machine"]["name"],
-            "seconds": record.provenance["seconds"] / record.outcome["n_train"] / record.run.recipe.num_epochs,
-        }
-        for record in records
-        if record.run.architecture in (Architecture(student), Architecture(BLOCKS_REMOVED[-1]))
-    )
-    lines = ["| blocks removed | trained on | records | images a second | one run | 10,000 runs on 100 of them |"]
-    lines += ["|---" * 6 + "|"]
-    for (cut, device, machine), group in times.groupby(["cut", "device", "machine"]):
-        seconds = group.seconds.median() * n_train * recipe.num_epochs
-        lines.append(
-            f"| {cut} | a {'core' if device == 'cpu' else 'GPU'}, {machine} | {len(group)} "
-            f"| {1 / group.seconds.median():,.0f} | {seconds / 60:,.1f} min | {seconds * 100 / 86_400:,.1f} days |"
-        )
+    recipe, student = study.profile.recipe, MobileNetV2(10, study.profile.blocks_removed)
+    n_train = max(record.outcome["n_train"] for record in study.store.records())
+    lines = ["| blocks removed | trained on | images a second | one run | 10,000 runs on 100 of them |"]
+    lines += ["|---" * 5 + "|"]
+    devices = []
+    for path in sorted((root / "bench").glob("training*.json")):
+        content = json.loads(path.read_text())
+        devices.append(content["machine"]["device"])
+        unit = "core" if devices[-1] == "cpu" else "GPU"
+        for cut, rounds in pd.DataFrame(content["images_per_second"]).groupby("blocks_removed"):
+            speed = (rounds.igkd / rounds.processes).median()
+            seconds = n_train * recipe.num_epochs / speed
+            lines.append(
+                f"| {cut} | a {unit}, {content['machine']['name']} | {speed:,.0f} "
+                f"| {seconds / 60:,.1f} min | {seconds * 100 / 86_400:,.1f} days |"
+            )
     pixels = n_train * 32 * 32
-    written = pd.Series([len(record.to_json()) for record in records])
-    weights = 4 * count_parameters(MobileNetV2(10, student))
-    gpu = "" if (times.device == "cuda").any() else "No run is recorded on a GPU yet, so this is of processor cores. "
+    written = pd.Series([len(record.to_json()) for record in study.store.records()])
+    none = "" if "cuda" in devices else "Nothing has been measured on a GPU yet, so this is of processor cores. "
     lines += [
         "",
-        f"{gpu}A run is {recipe.num_epochs} epochs of {n_train:,} images; images a second are medians over records of "
-        f"any number of images and epochs. Each machine fetches the training images ({3 * pixels / 1e6:,.0f} MB) and "
+        f"{none}A run is {recipe.num_epochs} epochs of {n_train:,} images at the speed of bench/training.py. "
+        f"Each machine fetches the training images ({3 * pixels / 1e6:,.0f} MB) and "
         f"each kind of maps that its runs need ({2 * pixels / 1e6:,.0f} MB) once. 10,000 runs bring back "
-        f"{written.mean() * 10_000 / 1e6:,.0f} MB of records and {weights * 10_000 / 1e9:,.0f} GB of weights.",
+        f"{written.mean() * 10_000 / 1e6:,.0f} MB of records and {count_parameters(student) * 4e-5:,.0f} GB of weights.",
     ]
     return "\n".join(lines) + "\n"
 
