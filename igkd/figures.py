@@ -352,7 +352,7 @@ def effects(panels: dict[str, pd.DataFrame]) -> Figure:
                 fontsize=8,
                 color=colour,
             )
-        axis.annotate("not corrected:", (1.02, 1.01), xycoords="axes fraction", va="bottom", fontsize=8, color="0.35")
+        axis.annotate("not corrected", (1.02, 1.01), xycoords="axes fraction", va="bottom", fontsize=8, color="0.35")
         axis.axvline(0, color="0.3", lw=1)
         limit = 1.1 * np.abs(100 * table[["low", "high"]].to_numpy()).max()
         axis.set(title=title, xlabel="effect on test accuracy (points)", xlim=(-limit, limit))
@@ -460,7 +460,6 @@ def monte_carlo(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Fig
         middle.errorbar(position, 100 * row["mean"], sd, fmt="none", ecolor=ARM_COLOURS[arm], alpha=0.35, elinewidth=7)
         middle.errorbar(position, 100 * row["mean"], half, fmt="_", ms=14, c="0.2", capsize=4)
     middle.set_xticks(range(len(order)), order)
-    middle.set_xlim(-0.5, len(order) - 0.5)
     middle.set(title="published: mean with 95 % t-interval,\nband: one standard deviation", ylabel="test accuracy (%)")
     left.set(title=title, xlabel="", ylabel="test accuracy (%)")
     ends = np.array(right.get_xlim())
@@ -472,6 +471,7 @@ def monte_carlo(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Fig
     )
     right.legend(fontsize=8)
     for axis in (left, middle):
+        axis.set_xlim(-0.5, len(order) - 0.5)
         axis.tick_params(axis="x", rotation=30)
     return figure
 
