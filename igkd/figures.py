@@ -740,20 +740,20 @@ def pareto(table: pd.DataFrame, costs: dict[str, str]) -> Figure:
         dearest = table.loc[table.width < 1, cost].max()
         for row in table.itertuples():
             narrowed, x = row.width < 1, getattr(row, cost)
-            right = narrowed and x == dearest  # of labels of narrowed networks, which lie close by, one goes this way
+            beside = "left" if x == dearest else "right"  # labels of narrowed networks are long, and these lie close by
             axis.annotate(
                 f"{row.blocks_removed}" + (f", w {row.width:g}" if narrowed else ""),
-                (x, 100 * row.accuracy),
-                xytext=(5 if right else -5, -6 if narrowed else 4),
+                (x, 100 * (row.low if narrowed else row.high)),
+                xytext=(0, -3 if narrowed else 3),
                 textcoords="offset points",
-                ha="left" if right else "right",
-                va="center",
+                ha=beside if narrowed else "center",
+                va="top" if narrowed else "bottom",
                 fontsize=8,
                 color=orange if narrowed else blue,
                 path_effects=[withStroke(linewidth=2.5, foreground="white")],
             )
         axis.set(xscale="log", xlabel=label)
-        axis.margins(x=0.16)
+        axis.margins(x=0.16, y=0.08)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axis.xaxis.set_major_formatter(FuncFormatter(_in_thousands))
         axis.xaxis.set_minor_formatter(NullFormatter())
