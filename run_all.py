@@ -438,7 +438,7 @@ def ledger_line(study) -> str:
 
     verdicts = [finding.verdict for finding in write_ledger(study)]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
-    return f"claims: {counts}; see {(study.figures / 'ledger.html').relative_to(REPOSITORY)}"
+    return f"claims, on the data of the {study.profile.name} profile: {counts}; see {(study.figures / 'ledger.html').relative_to(REPOSITORY)}"
 
 
 def write_timing(study, rows: list[tuple[str, ...]], seconds: float) -> None:

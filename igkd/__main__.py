@@ -135,14 +135,15 @@ def export_run(key: str, path: str, int8: bool = False, data: str = "") -> int:
     """
     from igkd.deploy import export_onnx, predict_onnx, quantize
     from igkd.device import pick_compute
+    from igkd.engine import Study
     from igkd.images import load_images
     from igkd.models import load_weights
-    from igkd.runs import Store
     from igkd.training import evaluate
 
     _check_writable(path)
-    store = Store(ROOT / "records", ROOT / "build", ROOT / "weights")
-    weights, record = store.find_weights(key), store.find(key)
+    # The demo's records lie in build/, those of the other profiles in records/.
+    stores = [Study(profile, device="cpu").store for profile in ("demo", "paper")]
+    weights, record = stores[0].find_weights(key), stores[0].find(key) or stores[1].find(key)
     if weights is None or record is None:
         raise InputError(f"there are no weights of the run {key} in build/weights/ or weights/; train it first")
     images = load_images("cifar10", data) if data else load_images("digits")

@@ -9,6 +9,7 @@ import pandas as pd
 
 from igkd import published
 from igkd.claims import ledger
+from igkd.cost import multiply_accumulates
 from igkd.engine import Study
 from igkd.experiments import NOTEBOOKS
 from igkd.findings import findings
@@ -285,8 +286,24 @@ def state(root: Path) -> str:
                     _values(record.outcome["n_train"] for record in done),
                 )
                 lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "A run that several notebooks need is trained once and counted in each."]
+    lines += ["", f"A run that several notebooks need is trained once and counted in each. {_remaining(root)}"]
     return "\n".join(lines) + "\n"
+
+
+def _remaining(root: Path) -> str:
+    """What the paper profile has still to train, reckoned at the speed of ``bench/training``."""
+    study = _study("paper", root)
+    bench = json.loads((root / "bench" / "training.json").read_text())
+    rounds = pd.DataFrame(bench["images_per_second"]).query("blocks_removed == 5")
+    per_image = multiply_accumulates(MobileNetV2(10, 5), (32, 32))
+    per_second = (rounds.igkd / rounds.processes).median() * per_image
+    missing = [item for item in study.planned() if study.store.find(item.run.key) is None]
+    days = sum(study.work(item.run) for item in missing) / per_second / 86_400
+    return (
+        f"The `paper` profile has {len(missing)} runs to train, {days:,.0f} days of one core of an "
+        f"{bench['machine']['name']} if all networks were as fast for their size as at 4.12x; "
+        "[bench/gpu.py](bench/gpu.py) is there to measure a GPU."
+    )
 
 
 def _values(found: Iterable[int]) -> str:

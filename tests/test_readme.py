@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from igkd.images import CIFAR10_CLASSES, load_images
 from igkd.readme import documents, rendered
+from igkd.runs import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -62,6 +64,17 @@ def checkout(tmp_path_factory):
     return folder
 
 
+def as_if_trained(key, folder):
+    """A record of `checkout` that says its run was of the images there; the key of the run."""
+    store = Store(folder / "records", folder / "build", folder / "weights")
+    record = store.find(key)
+    run = replace(record.run, data=load_images("cifar10", folder / "cifar10.npz").fingerprint)
+    store.add(replace(record, run=run), "teacher")
+    store.weights_path(run.key).parent.mkdir(parents=True)
+    shutil.copyfile(store.find_weights(key), store.weights_path(run.key))
+    return run.key
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_works(command, checkout):
     words = shlex.split(command)
@@ -70,11 +83,16 @@ def test_every_command_works(command, checkout):
     else:
         assert words[0] == "python"
         words[0] = sys.executable
+    if "cut" in words:
+        pytest.skip("the official files are not here; tests/test_images.py cuts others")
+    if "export" in words:
+        at = words.index("--run") + 1
+        words[at] = as_if_trained(words[at], checkout)
     if "9m" in words:
         words[words.index("9m")] = "0s"  # the run takes as long as it is given
     elif "--runs-only" in words:
         words[words.index("--runs-only")] = "--plan"
-    elif "run_all.py" in words and not {"--list", "--plan", "--check"} & set(words):
+    elif "run_all.py" in words and not {"--list", "--plan", "--check", "--verify-figures"} & set(words):
         words.append("--list" if "--only" in words else "--plan")  # test_notebooks.py executes the notebooks
     done = subprocess.run(words, cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
