@@ -2,11 +2,11 @@
 
     python bench/cpu.py --blocks-removed 5 17 --rounds 2
 
-Each choice is taken back alone, in a process of its own, in turn with the loop as it is. Beside the images a second stands the share
-of the processor's time that the kernel took, which is where memory goes that is given back and asked for again. The
-floor is the larger of two times: that of the operations at the rate of a large matrix product, and that of the bytes
-at the rate of a large copy. What threads that wait cost beside another program is measured with gradients of a large
-network on all cores. Writes bench/cpu.json.
+Each choice is taken back alone, in a process of its own, in turn with the loop as it is. Beside the images a second
+stands the share of the processor's time that the kernel took, which is where memory goes that is given back and asked
+for again. PyTorch's profiler says which operations take the time. The floor is the larger of two times: that of the
+operations at the rate of a large matrix product, and that of the bytes at the rate of a large copy. What threads that
+wait cost beside another program is measured with gradients of a large network on all cores. Writes bench/cpu.json.
 """
 
 import argparse
@@ -62,6 +62,28 @@ def measure(choice: str, blocks_removed: int, seconds: float) -> dict:
     after = resource.getrusage(resource.RUSAGE_SELF)
     user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
     return {"images_per_second": round(speed, 1), "system_share": round(system / (user + system), 3)}
+
+
+def shares(blocks_removed: int, seconds: float) -> dict[str, float]:
+    """Which share of a training's time each kind of operation takes, by PyTorch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from igkd.device import pick_compute
+
+    def kind(event) -> str:
+        if "convolution" in event.key:
+            weight = event.input_shapes[2 if "backward" in event.key else 1]
+            return "depthwise convolutions" if weight[1] == 1 else "other convolutions"
+        names = {"batch_norm": "batch norm", "hardtanh": "ReLU6", "clamp": "ReLU6"}
+        return next((name for part, name in names.items() if part in event.key), "the rest")
+
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        training.ours(blocks_removed, seconds, pick_compute("cpu"))
+    found: dict[str, float] = {}
+    for event in seen.key_averages(group_by_input_shape=True):
+        found[kind(event)] = found.get(kind(event), 0.0) + event.self_cpu_time_total
+    whole = sum(found.values())
+    return {name: round(found[name] / whole, 3) for name in sorted(found, key=lambda name: -found[name])}
 
 
 def waiting(seconds: float) -> float:
@@ -160,10 +182,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement")
     parser.add_argument("--without", help=argparse.SUPPRESS)
+    parser.add_argument("--shares", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--waiting", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.without is not None:
         print(json.dumps(measure(options.without, options.blocks_removed[0], options.seconds)))
+        return
+    if options.shares:
+        print(json.dumps(shares(options.blocks_removed[0], options.seconds)))
         return
     if options.waiting:
         print(waiting(options.seconds))
@@ -175,17 +201,20 @@ def main() -> None:
 
     machine = pick_compute("cpu").describe()
     content = {"machine": machine, "torch": torch.__version__, "billions_a_second": rates()}
-    content |= {"needed": {cut: needed(cut) for cut in options.blocks_removed}, "measured": []}
+    content |= {"needed": {cut: needed(cut) for cut in options.blocks_removed}, "measured": [], "shares": {}}
+
+    def in_a_process(cut: int, *arguments: str) -> dict:
+        command = [sys.executable, __file__, *arguments, "--blocks-removed", str(cut), "--seconds", str(options.seconds)]
+        return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
     for cut in options.blocks_removed:
         choices = ("", *CHOICES) if training.trained_alone(cut) else ("", *CHOICES[:-1])  # small ones are not compiled
         for turn in range(options.rounds):
             for choice in choices:
-                command = [sys.executable, __file__, "--without", choice, "--blocks-removed", str(cut)]
-                command += ["--seconds", str(options.seconds)]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ)
-                row = {"blocks_removed": cut, "round": turn, "without": choice} | json.loads(done.stdout)
+                row = {"blocks_removed": cut, "round": turn, "without": choice} | in_a_process(cut, "--without", choice)
                 content["measured"].append(row)
                 print(row, flush=True)
+        content["shares"][cut] = in_a_process(cut, "--shares")
     content["waiting"] = waited(options.seconds, options.rounds)
     (HERE / "cpu.json").write_text(json.dumps(content, indent=1) + "\n")
 

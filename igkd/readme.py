@@ -44,6 +44,7 @@ def rendered(text: str, root: Path) -> str:
         "nodes": nodes,
         "choices": choices,
         "floor": floor,
+        "shares": shares,
         "waiting": waiting,
         "cluster": cluster,
     }
@@ -166,6 +167,16 @@ def floor(root: Path) -> str:
         lines.append(f"| {cut} | {amounts} | {' | '.join(cells)} | {seconds / max(floors):.1f} |")
     rate = ", ".join(f"{value:,.0f} billion {name.replace('_', ' ')}" for name, value in rates.items())
     return "\n".join([*lines, "", f"Rates measured in the same run, a second: {rate}. {_machine(content)}"]) + "\n"
+
+
+def shares(root: Path) -> str:
+    """Which operations take the time of a training."""
+    by_cut = _cpu(root)["shares"]
+    kinds = dict.fromkeys(kind for shares in by_cut.values() for kind in shares)
+    lines = [f"| blocks removed | {' | '.join(kinds)} |", "|---" * (1 + len(kinds)) + "|"]
+    for cut, shares in by_cut.items():
+        lines.append(f"| {cut} | {' | '.join(f'{shares.get(kind, 0):.0%}' for kind in kinds)} |")
+    return "\n".join(lines) + "\n"
 
 
 def waiting(root: Path) -> str:
