@@ -110,6 +110,10 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.jobs is not None and options.jobs < 1:
         parser.error(f"--jobs is {options.jobs}; give 1 or more")
+    if options.verify is not None and options.verify < 1:
+        parser.error(f"--verify is {options.verify}; give 1 or more")
+    for name in {name for name, _ in options.parameters} & {"profile", "data", "device"}:
+        parser.error(f"{name} is no parameter for -p; give --{name}")
     if options.budget is not None and not options.runs_only:
         parser.error("--budget goes with --runs-only")
     looking = (
@@ -150,12 +154,20 @@ def select(notebooks: list[Notebook], only: list[str] | None, start: str | None)
     if not notebooks:
         raise InputError(f"there are no notebooks NN_topic.ipynb in {NOTEBOOKS}; get them from the repository")
     numbers = {notebook.number for notebook in notebooks}
-    asked = [text.zfill(2) for text in only or ()] + ([start.zfill(2)] if start else [])
-    for number in asked:
+    only, start = (None if only is None else [as_number(text) for text in only]), start and as_number(start)
+    for number in [*(only or ()), *([start] if start else ())]:
         if number not in numbers:
             raise InputError(f"there is no notebook {number}; there are {', '.join(sorted(numbers))}")
-    chosen = numbers if only is None else {text.zfill(2) for text in only}
-    return [each for each in notebooks if each.number in chosen and (not start or each.number >= start.zfill(2))]
+    chosen = numbers if only is None else set(only)
+    selected = [each for each in notebooks if each.number in chosen and (not start or each.number >= start)]
+    if not selected:
+        raise InputError(f"no notebook of {', '.join(only)} comes from {start} on; leave out --from or --only")
+    return selected
+
+
+def as_number(text: str) -> str:
+    """The two digits of a notebook, of which its whole name or one digit may have been given."""
+    return text.split("_")[0].zfill(2)
 
 
 def list_notebooks(notebooks: list[Notebook]) -> int:

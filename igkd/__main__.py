@@ -1,11 +1,14 @@
-"""``python -m igkd``: ``evaluate`` measures a network from a file, ``export`` writes one as ONNX, ``readme`` renews
-README.md and docs/."""
+"""python -m igkd: evaluate measures a network from a file, export writes one as ONNX, cut makes the image set of the
+records from CIFAR-10's official files, readme renews README.md and docs/."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from igkd.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     export.add_argument("--onnx", required=True, metavar="FILE", help="where to write it")
     export.add_argument("--int8", action="store_true", help="quantise to 8 bits, with ranges from training images")
     export.add_argument("--data", default="", help="the run's images: a folder or an .npz file (default: the digits)")
+    cut = commands.add_parser("cut", help="write the cut of CIFAR-10's training images that the records are of")
+    cut.add_argument("--data", required=True, help="the official files: the folder they are in, or 'download'")
+    cut.add_argument("--npz", required=True, metavar="FILE", help="where to write it")
     commands.add_parser("readme", help="make the generated parts of README.md and docs/ anew")
     options = parser.parse_args(arguments)
     if options.command == "readme":
@@ -39,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "export":
             return export_run(options.run, options.onnx, options.int8, options.data)
+        if options.command == "cut":
+            return write_cut(options.data, options.npz)
         return evaluate_file(options.weights, options.data, options.normalize, options.device)
     except InputError as error:
         print(f"igkd: {error}", file=sys.stderr)
@@ -49,9 +57,8 @@ def renew_readme() -> int:
     """Write README.md and docs/ with their generated parts made anew."""
     from igkd.readme import documents, rendered
 
-    root = Path(__file__).resolve().parent.parent
-    for path in documents(root):
-        path.write_text(rendered(path.read_text(), root))
+    for path in documents(ROOT):
+        path.write_text(rendered(path.read_text(), ROOT))
     return 0
 
 
@@ -133,11 +140,17 @@ def export_run(key: str, path: str, int8: bool = False, data: str = "") -> int:
     from igkd.runs import Store
     from igkd.training import evaluate
 
-    root = Path(__file__).resolve().parent.parent
-    weights = Store(root / "records", root / "build", root / "weights").find_weights(key)
-    if weights is None:
+    _check_writable(path)
+    store = Store(ROOT / "records", ROOT / "build", ROOT / "weights")
+    weights, record = store.find_weights(key), store.find(key)
+    if weights is None or record is None:
         raise InputError(f"there are no weights of the run {key} in build/weights/ or weights/; train it first")
     images = load_images("cifar10", data) if data else load_images("digits")
+    if images.fingerprint != record.run.data:
+        raise InputError(
+            f"the run {key} is of {record.provenance['data']} images with the fingerprint {record.run.data}, not of "
+            f"{images.name} with {images.fingerprint}; give its own with --data"
+        )
     model = load_weights(weights, images.num_classes)
     checked = images.test_images[:1000]
     difference = export_onnx(model, Path(path), checked)
@@ -150,6 +163,41 @@ def export_run(key: str, path: str, int8: bool = False, data: str = "") -> int:
     print(f"test images        {len(images.test_labels)} of {images.name} (fingerprint {images.fingerprint})")
     print(f"accuracy           {exported:.2%} by ONNX Runtime{', int8' * int8}; {accuracy:.2%} by PyTorch")
     return 0
+
+
+def write_cut(data: str, path: str) -> int:
+    """Write the image set of the records as ``.npz``.
+
+    Parameters
+    ----------
+    data : path or "download"
+        CIFAR-10's official files.
+    path : path
+        Where the file is written.
+
+    Raises
+    ------
+    InputError
+        If the official files are not there, or the file cannot be written.
+    """
+    import numpy as np
+
+    from igkd.images import cut_official, load_images
+
+    _check_writable(path)
+    np.savez(path, **cut_official(load_images("cifar10", data)))
+    images = load_images("cifar10", path)
+    print(f"written            {path}, {Path(path).stat().st_size / 1e6:.0f} MB")
+    print(f"images             {images.n_train:,} to train on, {images.n_test:,} to test on")
+    print(f"fingerprint        {images.fingerprint}")
+    return 0
+
+
+def _check_writable(path: str) -> None:
+    """Refuse a file that cannot be written, before anything is computed for it."""
+    folder = Path(path).resolve().parent
+    if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"{path} cannot be written; give a file in a folder that is there and may be written to")
 
 
 def _numbers(values) -> str:

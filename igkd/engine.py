@@ -28,6 +28,7 @@ from igkd.models import (
     MobileNetV2,
     attention_tap,
     compression_factor,
+    count_parameters,
     load_weights,
     weights_metadata,
 )
@@ -146,24 +147,31 @@ class Study:
         record = self.store.find(key)
         return record and record.outcome["accuracy"]
 
+    @property
+    def data_name(self) -> str:
+        """Name of the images, as it is written."""
+        return {"cifar10": "CIFAR-10"}.get(self.images.name, self.images.name)
+
     def describe_data(self) -> str:
         """Name and numbers of the images, for captions."""
         images = self.images
-        return f"{images.name}, {images.n_train:,} training and {images.n_test:,} test images"
+        return f"{self.data_name}, {images.n_train:,} training and {images.n_test:,} test images"
 
     def describe_student(self) -> str:
         """The profile's student, for captions."""
         cut = self.profile.blocks_removed
-        return f"{cut} of 19 blocks removed, {self._factor():.2f}x fewer parameters than the teacher"
+        with torch.device("meta"):
+            parameters = count_parameters(MobileNetV2(self.images.num_classes, cut))
+        return f"{cut} of 19 blocks removed, {parameters:,} parameters, {self._factor()} fewer than the teacher"
 
     def title(self) -> str:
-        """Data and compression factor in a few words."""
-        names = {"cifar10": "CIFAR-10"}
+        """Data and size of the student in two short lines."""
         share = f", {self.images.n_train:,} images" if self.profile.take else ""
-        return f"here: {names.get(self.images.name, self.images.name)}{share}, {self._factor():.2f}x"
+        return f"here: {self.data_name}{share}\nstudent {self._factor()} smaller"
 
-    def _factor(self) -> float:
-        return compression_factor(self.profile.blocks_removed, num_classes=self.images.num_classes)
+    def _factor(self) -> str:
+        factor = compression_factor(self.profile.blocks_removed, num_classes=self.images.num_classes)
+        return f"{factor:.0f}x" if factor >= 100 else f"{factor:.2f}x"
 
     def teacher_runs(self) -> list[Planned]:
         """The teacher's own training, where this profile trains one."""
@@ -418,8 +426,10 @@ class Study:
                 }
             )
         columns = ["data", "training images", "evaluated on", "machine", "torch"]
-        grouped = pd.DataFrame(rows).groupby(columns, sort=False).seconds.agg(runs="count", minutes="sum")
-        return grouped.assign(minutes=(grouped.minutes / 60).round(1)).reset_index()
+        grouped = pd.DataFrame(rows).groupby(columns, sort=False).seconds.agg(["count", "sum"])
+        return pd.DataFrame(
+            {"runs": grouped["count"], "minutes in all": (grouped["sum"] / 60).round(1)}
+        ).reset_index()
 
     @property
     def latency_files(self) -> tuple[Path, Path]:

@@ -311,13 +311,16 @@ def arms(plan: Plan, names=("Student", "KD", "IG", "KD+IG")) -> list[Planned]:
 
 
 def search(plan: Plan) -> list[Planned]:
-    """One-ingredient searches on the validation split, one seed a point, as in the paper."""
+    """One-ingredient searches on the validation split, one seed a point, as in the paper.
+
+    The plain student has all seeds of the profile, because the gains of all points are taken from it.
+    """
     grid = plan.profile
     subset = Subset(validation=VALIDATION)
-    points = [("Student", method())]
-    points += [("KD", Method(alpha=alpha, temperature=t)) for alpha in grid.alphas for t in grid.temperatures]
-    points += [("IG", Method(overlay_prob=p)) for p in grid.overlay_probs]
-    points += [("AT", Method(gamma=gamma)) for gamma in grid.gammas]
+    points = [("Student", method(), seed) for seed in range(grid.num_seeds)]
+    points += [("KD", Method(alpha=alpha, temperature=t), 0) for alpha in grid.alphas for t in grid.temperatures]
+    points += [("IG", Method(overlay_prob=p), 0) for p in grid.overlay_probs]
+    points += [("AT", Method(gamma=gamma), 0) for gamma in grid.gammas]
     return [
         Planned(
             "search",
@@ -327,11 +330,11 @@ def search(plan: Plan) -> list[Planned]:
                 "temperature": m.temperature,
                 "overlay_prob": m.overlay_prob,
                 "gamma": m.gamma,
-                "seed": 0,
+                "seed": seed,
             },
-            plan.student(m, seed=0, subset=subset, split="validation"),
+            plan.student(m, seed, subset=subset, split="validation"),
         )
-        for name, m in points
+        for name, m, seed in points
     ]
 
 

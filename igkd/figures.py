@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy import stats
 
@@ -62,7 +63,7 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None) -> 
         data = study.describe_data()
         if {"n_train", "n_test"} <= set(table):  # what the runs saw: more or less, maybe, than the profile's images
             scored = table.scored_on.iloc[0] if "scored_on" in table else f"{_range(table.n_test)} images"
-            data = f"{study.images.name}, trained on {_range(table.n_train)}, scored on {scored}"
+            data = f"{study.data_name}, trained on {_range(table.n_train)}, scored on {scored}"
         stamp = (
             f"profile {study.profile.name} · {data} · "
             f"{len(table)} run{'s' * (len(table) != 1)} · records {records_digest(table)}"
@@ -135,14 +136,14 @@ def per_class(accuracies: list[float], class_names: tuple[str, ...], overall: fl
     figure, axis = plt.subplots(figsize=(7, 3))
     axis.plot(class_names, [100 * value for value in accuracies], "o", color=sns.color_palette("colorblind")[0])
     axis.axhline(100 * overall, color="0.3", lw=1, ls="--", label=f"all: {overall:.2%}")
-    axis.set(ylabel="test accuracy (%)")
+    axis.set(ylabel="test accuracy (%)", title="the teacher, by class of the test images")
     axis.tick_params(axis="x", rotation=30)
-    axis.legend(loc="lower right")
+    axis.legend()
     return figure
 
 
 def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
-    """Accuracy of every run of every arm, with means and 95 % t-intervals; the published runs beside.
+    """Accuracy of every run of every arm, with means and 95 % t-intervals; the published runs before them.
 
     Parameters
     ----------
@@ -153,14 +154,17 @@ def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
     published : DataFrame
         As `table`.
     """
-    panels = {title: table, "published: CIFAR-10, 4.12x": published}
+    # The stamp of `table` stands under the last.
+    panels = {"published: CIFAR-10\nstudent 4.12x smaller": published, title: table}
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.4), squeeze=False)
     order = [name for name in ARM_COLOURS if name in set(table.arm)]
     for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
         frame = frame[frame.arm.isin(order)].assign(percent=lambda rows: 100 * rows.accuracy)
         _runs_of_arms(axis, frame, order)
-        axis.set(title=title, xlabel="", ylabel="test accuracy (%)")
+        axis.set(title=f"{title}\n{_range(frame.groupby('arm').size())} runs an arm", xlabel="")
         axis.tick_params(axis="x", rotation=30)
+    axes[0, 0].set_ylabel("test accuracy (%)")
+    axes[0, 1].set_ylabel("test accuracy (%), another scale")
     return figure
 
 
@@ -218,8 +222,11 @@ def bar_ends(values) -> tuple[float, float]:
     return t_interval(values) if len(values) > 2 else (float(np.min(values)), float(np.max(values)))
 
 
-def surface(table: pd.DataFrame, x: str, y: str, baseline: float) -> Figure:
-    """Accuracy over two constants as a heat map, in points above or below `baseline` (a fraction)."""
+def surface(table: pd.DataFrame, x: str, y: str, baseline: float, marked: tuple[float, float]) -> Figure:
+    """Accuracy over two constants as a heat map, in points above or below `baseline` (a fraction).
+
+    The point (x, y) that is `marked` gets a frame if it is in the table.
+    """
     wide = table.pivot_table(index=y, columns=x, values="accuracy").sort_index(ascending=False)
     figure, axis = plt.subplots(figsize=(1 + 0.8 * wide.shape[1], 1 + 0.42 * wide.shape[0]))
     gain = 100 * (wide - baseline)
@@ -233,28 +240,34 @@ def surface(table: pd.DataFrame, x: str, y: str, baseline: float) -> Figure:
         vmax=limit,
         cmap="vlag",
         ax=axis,
-        cbar_kws={"label": "points against Student"},
+        cbar_kws={"label": "points against\nthe mean Student"},
     )
+    if marked[0] in wide.columns and marked[1] in wide.index:
+        corner = wide.columns.get_loc(marked[0]), wide.index.get_loc(marked[1])
+        axis.add_patch(plt.Rectangle(corner, 1, 1, fill=False, edgecolor="0.1", lw=2, clip_on=False))
     axis.tick_params(axis="y", rotation=0)
     return figure
 
 
-def curves(panels: dict[str, tuple[pd.DataFrame, str]], baseline: float) -> Figure:
-    """Validation accuracy over one constant a panel, beside the plain student's.
+def curves(panels: dict[str, tuple[pd.DataFrame, str, float]], baseline: pd.Series) -> Figure:
+    """Validation accuracy over one constant a panel, beside the mean and the range of the plain students.
 
     Parameters
     ----------
     panels : dict
-        Title -> (table, column of the constant).
-    baseline : float
-        Accuracy of the plain student, a fraction.
+        Title -> (table, column of the constant, its value in the paper).
+    baseline : Series
+        Accuracies of the plain students, fractions.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, sharey=True)
-    for axis, (title, (table, x)) in zip(axes[0], panels.items(), strict=True):
-        axis.plot(table[x], 100 * table.accuracy, marker="o", color=ARM_COLOURS[title], label=title)
-        axis.axhline(100 * baseline, color="0.4", ls="--", lw=1, label="Student (0)")
+    for axis, (title, (table, x, in_the_paper)) in zip(axes[0], panels.items(), strict=True):
+        axis.axhspan(100 * baseline.min(), 100 * baseline.max(), color="0.85", lw=0)
+        students = f"Student, mean and range of {len(baseline)}"
+        axis.axhline(100 * baseline.mean(), color="0.4", ls="--", lw=1, label=students)
+        axis.axvline(in_the_paper, color="0.4", ls=":", lw=1.2, label="the paper's constant")
+        axis.plot(table[x], 100 * table.accuracy, "o", color=ARM_COLOURS[title], label=f"{title}, one run a point")
         axis.set(xlabel=x, xscale="log" if table[x].max() > 20 else "linear")
-        axis.legend()
+        axis.legend(fontsize=7.5)
     axes[0, 0].set_ylabel("validation accuracy (%)")
     return figure
 
@@ -351,6 +364,7 @@ def effects(panels: dict[str, pd.DataFrame]) -> Figure:
                 fontsize=8,
                 color=colour,
             )
+        axis.annotate("not corrected", (1.02, 1.01), xycoords="axes fraction", va="bottom", fontsize=8, color="0.35")
         axis.axvline(0, color="0.3", lw=1)
         limit = 1.1 * np.abs(100 * table[["low", "high"]].to_numpy()).max()
         axis.set(title=title, xlabel="effect on test accuracy (points)", xlim=(-limit, limit))
@@ -363,10 +377,12 @@ def effects(panels: dict[str, pd.DataFrame]) -> Figure:
 def completeness(errors: pd.DataFrame) -> Figure:
     """Completeness error over the number of integration steps, a line for each quadrature method."""
     figure, axis = plt.subplots(figsize=(5.4, 3.2))
-    for method, lines in errors.groupby("method", sort=False):
-        axis.plot(lines.n_steps, 100 * lines.error, marker="o", label=method)
+    for (method, lines), marker in zip(errors.groupby("method", sort=False), "os^Dv", strict=False):
+        axis.plot(lines.n_steps, 100 * lines.error, marker=marker, label=method)
     axis.set(xscale="log", yscale="log", xlabel="n_steps", ylabel="mean completeness error\n(% of the mean rise)")
     axis.set_xticks(sorted(errors.n_steps.unique()), sorted(errors.n_steps.unique()), minor=False)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.minorticks_off()
     axis.legend()
     return figure
@@ -469,6 +485,7 @@ def monte_carlo(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Fig
     )
     right.legend(fontsize=8)
     for axis in (left, middle):
+        axis.set_xlim(-0.5, len(order) - 0.5)
         axis.tick_params(axis="x", rotation=30)
     return figure
 
@@ -508,7 +525,8 @@ def subset_pairs(by_seed: pd.DataFrame, reference: str, published: pd.DataFrame)
     left.axhline(0, color="0.4", lw=1, ls="--")
     left.set_xticks(range(len(others)), others)
     left.set(title="difference on the same subset", ylabel=f"against {reference} (points)")
-    left.legend(fontsize=8)
+    left.margins(y=0.2)  # room for the legend
+    left.legend(fontsize=8, loc="upper right")
     low, high = 100 * by_seed.min().min(), 100 * by_seed.max().max()
     right.plot([low, high], [low, high], "--", color="0.4", lw=1)
     right.set(title="the runs of a subset", xlabel=f"{reference} (%)", ylabel="other arm (%)")
@@ -528,7 +546,7 @@ def luck(halves: np.ndarray, simulated: pd.DataFrame, n: int, num_arms: int, obs
     n, num_arms : int
         Runs per arm and arms of the simulated studies.
     observed : dict
-        ``"means"`` and ``"bests"``: the recorded gains, fractions.
+        ``"means"`` and ``"bests"``: the recorded gains of KD+IG over Student, fractions.
     """
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), width_ratios=(1, 1.25, 1.1))
     red, blue = sns.color_palette("colorblind")[3], sns.color_palette("colorblind")[0]
@@ -567,8 +585,10 @@ def luck(halves: np.ndarray, simulated: pd.DataFrame, n: int, num_arms: int, obs
     )
     for name, column, colour in (("means", "mean_gain", blue), ("bests", "best_gain", red)):
         sns.kdeplot(100 * simulated[column], ax=right, color=colour, fill=True, alpha=0.15, label=f"{name} of {n}")
-        right.axvline(100 * observed[name], color=colour, lw=1.5, ls="--", label=f"recorded, {name}")
-    right.set(title="simulated: gain without any effect", xlabel="arm minus reference (points)", yticks=[], ylabel="")
+        right.axvline(100 * observed[name], color=colour, lw=1.5, ls="--", label=f"KD+IG − Student, {name}")
+    right.set(
+        title="simulated: gain without any effect", xlabel="arm minus reference (points)", yticks=[], ylabel="density"
+    )
     right.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 
@@ -580,6 +600,7 @@ def power_curves(spreads: dict[str, tuple[statistics.Interval, bool]], differenc
     ----------
     spreads : dict
         Design -> (standard deviation of a run, or of the differences within pairs, as a fraction; whether paired).
+        Three at most; bands are of its interval.
     difference : float
         True difference of the left panel, a fraction.
     n : int
@@ -587,16 +608,16 @@ def power_curves(spreads: dict[str, tuple[statistics.Interval, bool]], differenc
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.7))
     counts = np.unique(np.geomspace(2, 2000, 45).round().astype(int))
-    for (label, (spread, paired)), colour in zip(spreads.items(), sns.color_palette("colorblind"), strict=False):
+    styles = zip(sns.color_palette("colorblind"), ("-", "-.", "--"), strict=False)
+    for (label, (spread, paired)), (colour, line) in zip(spreads.items(), styles, strict=False):
         values = (spread.estimate, spread.low, spread.high)
         found = [[100 * statistics.power(difference, sd, k, paired=paired) for k in counts] for sd in values]
         least = [
             [100 * statistics.minimal_detectable_difference(k, sd, paired=paired) for k in counts] for sd in values
         ]
         for axis, (middle, one, other) in ((left, found), (right, least)):
-            axis.plot(counts, middle, color=colour, label=label)
-            for edge in (one, other):
-                axis.plot(counts, edge, color=colour, lw=0.7, ls=":")
+            axis.plot(counts, middle, color=colour, ls=line, label=label)
+            axis.fill_between(counts, one, other, color=colour, alpha=0.15, lw=0)
     for axis in (left, right):
         axis.axvline(n, color="0.3", ls=":", lw=1.2, label=f"recorded here: {n}")
         axis.set(xscale="log", xlabel="runs of each arm")
@@ -731,17 +752,23 @@ def pareto(table: pd.DataFrame, costs: dict[str, str]) -> Figure:
             )
         front = table[statistics.pareto_front(table[cost], table.accuracy)].sort_values(cost)
         axis.step(front[cost], 100 * front.accuracy, where="post", color="0.3", lw=1, ls="--", label="Pareto front")
+        dearest = table.loc[table.width < 1, cost].max()
         for row in table.itertuples():
+            narrowed, x = row.width < 1, getattr(row, cost)
+            beside = "left" if x == dearest else "right"  # labels of narrowed networks are long, and these lie close by
             axis.annotate(
-                f"{row.blocks_removed}" + (f", w {row.width:g}" if row.width < 1 else ""),
-                (getattr(row, cost), 100 * row.accuracy),
-                xytext=(4, -10),
+                f"{row.blocks_removed}" + (f", w {row.width:g}" if narrowed else ""),
+                (x, 100 * (row.low if narrowed else row.high)),
+                xytext=(0, -3 if narrowed else 3),
                 textcoords="offset points",
-                fontsize=7,
-                color="0.35",
+                ha=beside if narrowed else "center",
+                va="top" if narrowed else "bottom",
+                fontsize=8,
+                color=orange if narrowed else blue,
+                path_effects=[withStroke(linewidth=2.5, foreground="white")],
             )
         axis.set(xscale="log", xlabel=label)
-        axis.margins(x=0.12)
+        axis.margins(x=0.16, y=0.08)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axis.xaxis.set_major_formatter(FuncFormatter(_in_thousands))
         axis.xaxis.set_minor_formatter(NullFormatter())
@@ -762,20 +789,25 @@ def latency(ratios: dict[str, pd.DataFrame], deployed: pd.DataFrame) -> Figure:
     ----------
     ratios : dict
         Name of a measure -> table with columns ``compression_factor``, ``ratio`` and maybe ``ratio_low``,
-        ``ratio_high``.
+        ``ratio_high``. What is published is drawn black and dashed.
     deployed : DataFrame
-        Columns ``network``, ``runtime``, ``batch_size``, ``median``, ``low``, ``high`` (milliseconds of one call).
+        Columns ``network`` (an arm's begins with its name), ``runtime``, ``batch_size``, ``median``, ``low``, ``high``
+        (milliseconds of one call).
     """
+    palette = sns.color_palette("colorblind")
+    ours = iter([*palette[:4], palette[9]])
     batch_sizes = sorted(deployed.batch_size.unique())
     figure, axes = plt.subplots(1, 1 + len(batch_sizes), figsize=(13, 4), width_ratios=(1.7, *[1] * len(batch_sizes)))
     left = axes[0]
-    for (name, table), colour in zip(ratios.items(), sns.color_palette("colorblind"), strict=False):
+    for name, table in ratios.items():
         table = table.sort_values("compression_factor")
-        left.plot(table.compression_factor, table.ratio, "o-", ms=4, lw=1.2, color=colour, label=name)
+        colour, line = ("black", "o--") if name.startswith("published") else (next(ours), "o-")
+        reach = None
         if "ratio_low" in table:
-            left.fill_between(
-                table.compression_factor, table.ratio_low, table.ratio_high, color=colour, alpha=0.2, lw=0
-            )
+            reach = np.array([table.ratio - table.ratio_low, table.ratio_high - table.ratio])
+        left.errorbar(
+            table.compression_factor, table.ratio, reach, fmt=line, ms=3, lw=1.2, capsize=3, color=colour, label=name
+        )
     left.axhline(1, color="0.3", lw=1)
     left.set(xscale="log", yscale="log", xlabel="compression factor", ylabel="teacher's cost / student's cost")
     for axis in (left.xaxis, left.yaxis):
@@ -784,7 +816,7 @@ def latency(ratios: dict[str, pd.DataFrame], deployed: pd.DataFrame) -> Figure:
     runtimes = list(dict.fromkeys(deployed.runtime))
     networks = list(dict.fromkeys(deployed.network))
     for axis, batch_size in zip(axes[1:], batch_sizes, strict=True):
-        for place, (network, colour) in enumerate(zip(networks, sns.color_palette("colorblind")[7:], strict=False)):
+        for place, network in enumerate(networks):
             rows = deployed[(deployed.network == network) & (deployed.batch_size == batch_size)]
             rows = rows.set_index("runtime").loc[runtimes]
             axis.errorbar(
@@ -794,7 +826,7 @@ def latency(ratios: dict[str, pd.DataFrame], deployed: pd.DataFrame) -> Figure:
                 fmt="sD"[place % 2],
                 ms=6,
                 capsize=3,
-                color=colour,
+                color=ARM_COLOURS.get(network.split(",")[0], "0.3"),
                 label=network,
             )
         axis.set_yticks(range(len(runtimes)), runtimes if axis is axes[1] else [""] * len(runtimes))
@@ -850,7 +882,7 @@ def shifted_arms(panels: dict[str, pd.DataFrame], teacher: dict[str, float]) -> 
     Parameters
     ----------
     panels : dict
-        Title -> table with columns ``arm``, ``accuracy`` (fraction), one row a run.
+        Title, "images: measure" -> table with columns ``arm``, ``seed``, ``accuracy`` (fraction), one row a run.
     teacher : dict
         Title -> the teacher's value (fraction), where there is one to show.
     """
@@ -860,7 +892,9 @@ def shifted_arms(panels: dict[str, pd.DataFrame], teacher: dict[str, float]) -> 
     for axis, (title, frame) in zip(axes.flat, panels.items(), strict=True):
         order = [name for name in ARM_COLOURS if name in set(frame.arm)]
         _runs_of_arms(axis, frame.assign(percent=100 * frame.accuracy), order)
-        axis.set(title=title, xlabel="", ylabel="%")
+        group, _, measure = title.partition(": ")
+        seeds = frame.seed.nunique()
+        axis.set(title=f"{group}, n = {seeds} seeds an arm", xlabel="", ylabel=f"{measure} (%)")
         if title in teacher:
             axis.annotate(
                 f"teacher: {teacher[title]:.1%}",
@@ -870,6 +904,7 @@ def shifted_arms(panels: dict[str, pd.DataFrame], teacher: dict[str, float]) -> 
                 fontsize=8,
                 color="0.3",
             )
+    figure.suptitle("points: runs; bars: mean of an arm with its 95 % t-interval", fontsize=9)
     return figure
 
 
@@ -911,7 +946,8 @@ def robustness(table: pd.DataFrame, gains: dict[str, pd.DataFrame]) -> Figure:
     Parameters
     ----------
     table : DataFrame
-        Columns ``arm``, ``condition``, ``accuracy`` (fraction), one row a run and condition, in the order to be shown.
+        Columns ``arm``, ``seed``, ``condition``, ``accuracy`` (fraction), one row a run and condition, in the order to
+        be shown.
     gains : dict
         Name of a pair of arms -> table of paired comparisons (`igkd.statistics.Comparison`), with ``shift``.
     """
@@ -923,7 +959,7 @@ def robustness(table: pd.DataFrame, gains: dict[str, pd.DataFrame]) -> Figure:
         means = 100 * table[table.arm == arm].groupby("condition").accuracy.mean()[order]
         left.plot(places + offset, means, "o", ms=4, alpha=0.75, color=ARM_COLOURS[arm], label=arm)
     left.set_xticks(places, order, rotation=60, ha="right")
-    left.set(ylabel="accuracy (%)", title="means over the seeds")
+    left.set(ylabel="accuracy (%)", title=f"means of an arm, n = {table.seed.nunique()} seeds")
     left.legend(fontsize=8)
     for offset, (name, rows) in zip((-0.12, 0.12), gains.items(), strict=True):
         x = np.arange(len(rows)) + offset

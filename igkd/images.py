@@ -121,6 +121,11 @@ class ImageSet:
         InputError
             If there are fewer images, or a class would get none.
         """
+        if n_train > len(self.train_labels) or n_test > len(self.test_labels):
+            raise InputError(
+                f"there are {len(self.train_labels):,} training and {len(self.test_labels):,} test images, fewer than the "
+                f"{n_train:,} and {n_test:,} that this profile takes; for images of your own there is --profile paper"
+            )
         train = train_indices(self.train_labels, Subset(n_train / len(self.train_labels), seed))
         test = train_indices(self.test_labels, Subset(n_test / len(self.test_labels), seed))
         return replace(
@@ -332,6 +337,38 @@ def _official(folder: Path, download: bool) -> ImageSet:
             f"that folder and get the files again, for example with --data {DOWNLOAD}"
         ) from error
     return _checked(folder, train.data, np.array(train.targets), test.data, np.array(test.targets), CIFAR10_CLASSES)
+
+
+def cut_official(images: ImageSet, n_train: int = 40_000) -> dict[str, np.ndarray]:
+    """The official training images alone, cut in their order: the first to train on, the others to test on.
+
+    The records of this repository are of CIFAR-10's ``data_batch_1`` to ``4``, tested on ``data_batch_5``.
+
+    Parameters
+    ----------
+    images : ImageSet
+        The official set; its test images are left out.
+    n_train : int
+
+    Returns
+    -------
+    dict
+        The arrays of an ``.npz`` file.
+
+    Raises
+    ------
+    InputError
+        If it has no image more than `n_train`.
+    """
+    if len(images.train_labels) <= n_train:
+        raise InputError(
+            f"there are {len(images.train_labels):,} training images, so none is left after {n_train:,}; give the "
+            f"official files (a folder with cifar-10-batches-py, or {DOWNLOAD})"
+        )
+    parts = {"train": slice(n_train), "test": slice(n_train, None)}
+    arrays = {f"{part}_images": images.train_images[rows] for part, rows in parts.items()}
+    arrays |= {f"{part}_labels": images.train_labels[rows] for part, rows in parts.items()}
+    return arrays | {"class_names": np.array(images.class_names)}
 
 
 def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -31,7 +31,12 @@ def prepare() -> None:
         # matplotlib chooses where it draws when it is imported, before the kernel has told it.
         os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
         _context.set_forkserver_preload(_IMPORTED)
-        forkserver.ensure_running()
+        # Ctrl-C is for the program, not for the process that imports; what is blocked here, it does not get.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def kernel_manager(log: Path, environment: Mapping[str, str], started: list | None = None) -> type[AsyncKernelManager]:
@@ -108,6 +113,7 @@ class _AsPopen:
 
 def _serve(arguments: list[str], folder: str, environment: dict[str, str], log: str) -> None:
     """Become a kernel: the leader of a group of processes, with the environment of a process started afresh."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # with which Jupyter interrupts a cell
     os.setsid()
     os.chdir(folder)
     gc.freeze()  # what is imported stays, so that collecting garbage need not go through it each time

@@ -401,9 +401,10 @@ def _histogram_rows(summary: pd.DataFrame) -> list[dict]:
             continue
         total = n * float(summary.loc[arm, "mean_percent"])
         rounding = n * _half_unit(summary.loc[arm, "mean_percent"])
+        edge = group.loc[group["high"].isna(), "low"].item()  # all of them lie above it, and so does their mean
         rest = (
             (total - (low + high) / 2) / beyond,
-            (total - rounding - high) / beyond,
+            max(edge, (total - rounding - high) / beyond),
             (total + rounding - low) / beyond,
         )
         rows.append(

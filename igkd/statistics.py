@@ -848,7 +848,13 @@ def against_itself(values: Iterable[float], rng: np.random.Generator, most: int 
 
 
 def luck(
-    n: int, rng: np.random.Generator, *, num_arms: int = 4, sd: float = 1.0, n_studies: int = 4000
+    n: int,
+    rng: np.random.Generator,
+    *,
+    num_arms: int = 4,
+    sd: float = 1.0,
+    correlation: float = 0.0,
+    n_studies: int = 4000,
 ) -> pd.DataFrame:
     """What do studies find in which all arms are the same?
 
@@ -862,6 +868,8 @@ def luck(
         Arms, the first of which is the reference; at least two.
     sd : float
         Run-to-run standard deviation.
+    correlation : float
+        Of the runs of a pair, 0 to 1: how much of their variance arms with one seed have in common.
     n_studies : int
         Number of simulated studies.
 
@@ -875,12 +883,15 @@ def luck(
 
     Notes
     -----
-    Independent normal runs; the tests are SciPy's.
+    Normal runs, pairs independent of each other; the tests are SciPy's.
     """
     _plan(n, sd)
+    if not 0 <= correlation < 1:
+        raise InputError(f"correlation is {correlation}; give a number from 0 to less than 1")
     if num_arms < 2:
         raise InputError(f"num_arms is {num_arms}; a comparison needs at least 2")
-    runs = rng.normal(0, sd, (n_studies, num_arms, n))
+    common, own = rng.normal(0, sd, (n_studies, 1, n)), rng.normal(0, sd, (n_studies, num_arms, n))
+    runs = correlation**0.5 * common + (1 - correlation) ** 0.5 * own
     reference, others = runs[:, :1], runs[:, 1:]
     p = stats.ttest_rel(others, np.broadcast_to(reference, others.shape), axis=2).pvalue
     looks = [stats.ttest_rel(others[:, 0, :k], reference[:, 0, :k], axis=1).pvalue for k in range(2, n + 1)]

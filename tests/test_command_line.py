@@ -112,8 +112,14 @@ def test_contradicting_standardisation_is_refused(problem, capsys, mean_std, nor
 def test_as_a_program(problem):
     folder, data, *_ = problem
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    (folder / "text.pt").write_text("no weights")
     for arguments in (
         ["evaluate", "--weights", str(folder / "none.pt"), "--data", str(data)],
+        ["evaluate", "--weights", str(folder / "text.pt"), "--data", str(data)],
+        ["export", "--run", "f9d3dd852b66866c", "--onnx", str(folder / "digits.onnx")],  # of CIFAR-10, not of the digits
+        ["export", "--run", "f9d3dd852b66866c", "--onnx", str(folder)],
+        ["export", "--run", "f9d3dd852b66866c", "--onnx", str(folder / "nowhere" / "x.onnx")],
+        ["cut", "--data", str(data), "--npz", str(folder / "cut.npz")],  # which has no 40,000 images
         ["evaluate", "--weights", str(data), "--data", str(data)],
         ["evaluate", "--weights", "x.pt"],
     ):
@@ -122,3 +128,5 @@ def test_as_a_program(problem):
         )
         assert (done.returncode, done.stdout) == (2, "")
         assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert "weights_only" not in done.stderr
+    assert {path.suffix for path in folder.iterdir()} <= {".npz", ".pt", ".safetensors"}

@@ -135,7 +135,7 @@ def test_evidence_counts_the_runs_of_each_machine(small_study):
     for item in kept:
         small_study.store.add(item, "arms")
     evidence = small_study.evidence([item.key for item in kept])
-    assert list(evidence.runs) == [3, 1] and list(evidence.minutes) == [1.5, 1.0]
+    assert list(evidence.runs) == [3, 1] and list(evidence["minutes in all"]) == [1.5, 1.0]
     assert list(evidence.data) == [f"small ({IMAGES.fingerprint})", "small (other images)"]
 
 

@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
 from igkd.errors import InputError
-from igkd.images import CIFAR10_CLASSES, ImageSet, Subset, load_images, train_indices, validation_indices
+from igkd.images import CIFAR10_CLASSES, ImageSet, Subset, cut_official, load_images, train_indices, validation_indices
 
 
 @pytest.fixture(autouse=True)
@@ -236,8 +236,19 @@ def test_take_is_stratified_and_keeps_each_image_with_its_label(digits):
     )
     assert part < whole
     assert small.fingerprint != digits.fingerprint
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="fewer than the 2,000 and 100"):
         digits.take(2000, 100)
+
+
+def test_the_cut_keeps_the_order_of_the_training_images_and_leaves_out_the_test_images(digits, tmp_path):
+    np.savez(tmp_path / "cut.npz", **cut_official(digits, 1000))
+    cut = load_images("cifar10", tmp_path / "cut.npz")
+    for part in ("images", "labels"):
+        both = np.concatenate([getattr(cut, f"train_{part}"), getattr(cut, f"test_{part}")])
+        np.testing.assert_array_equal(both, getattr(digits, f"train_{part}"))
+    assert len(cut.train_labels) == 1000
+    with pytest.raises(InputError, match="none is left"):
+        cut_official(digits)
 
 
 # An .npz file

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -43,6 +44,19 @@ def test_each_kernel_is_a_process_of_its_own(tmp_path, monkeypatch):
     shared = {"leader": True, "folder": str(tmp_path), "SET_BEFORE": "by the caller", "left behind": [False, False]}
     assert first == shared | {"SET_HERE": "1", "threads": 1}
     assert second == shared | {"SET_HERE": None, "threads": 2}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux")
+def test_ctrl_c_during_the_imports_ends_the_program_alone(tmp_path):
+    """Ctrl-C reaches all processes of a terminal; the one that imports for the kernels says nothing about it."""
+    code = "import time, igkd.kernels as k; k.prepare(); print('prepared', flush=True); time.sleep(60)"
+    started = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert started.stdout.readline() == "prepared\n"
+    os.killpg(started.pid, signal.SIGINT)
+    said = started.communicate()[1]
+    assert said.count("Traceback") == 1 and "forkserver" not in said  # the program's own, which run_all.py catches
 
 
 def test_figures_are_drawn_in_the_notebook(tmp_path):

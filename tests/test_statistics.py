@@ -355,6 +355,7 @@ def test_a_pair_that_does_not_vary_is_shown_untested_and_still_counts():
         (lambda: st.against_itself([0.9, 0.8, 0.7], np.random.default_rng(0)), "at least 4"),
         (lambda: st.luck(1, np.random.default_rng(0)), "at least 2 runs"),
         (lambda: st.luck(5, np.random.default_rng(0), num_arms=1), "at least 2"),
+        (lambda: st.luck(5, np.random.default_rng(0), correlation=-0.1), "from 0 to less than 1"),
         (lambda: st.spread([0.9]), "add runs"),
         (lambda: st.power(1, 0, 5), "sd > 0"),
         (lambda: st.runs_needed(0, 1), "smallest one that matters"),
@@ -470,6 +471,15 @@ def test_luck_of_two_runs_by_closed_forms():
     # the larger of two normal values has variance 1 - 1/pi
     assert found["mean_gain"].std() == pytest.approx(0.5, rel=0.03)
     assert found["best_gain"].std() == pytest.approx(0.5 * np.sqrt(2 * (1 - 1 / np.pi)), rel=0.03)
+
+
+def test_luck_of_arms_that_share_a_part_of_their_variance():
+    n = 20_000
+    found = st.luck(5, np.random.default_rng(22), num_arms=2, sd=0.5, correlation=0.75, n_studies=n)
+    # the common part cancels in the pairs: 2 sd^2 (1 - correlation) / n is left
+    assert found["mean_gain"].std() == pytest.approx(0.5 * np.sqrt(2 * 0.25 / 5), rel=0.03)
+    assert within_binomial((found["paired"] < 0.05).sum(), n, 0.05)
+    assert (found["welch"] < 0.05).mean() < 0.01
 
 
 # -- factorial -------------------------------------------------------------------------------------
