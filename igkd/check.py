@@ -327,7 +327,8 @@ def _kd_loss(answer) -> None:
     cross_entropy = -(log_p.exp() * log_q).sum(1).mean()
     slips = {
         "its gradient shrinks as the temperature grows; which factor makes up for that?": truth / temperature**2,
-        "one factor T is not enough: two derivatives of the softmax bring one each": truth / temperature,
+        "one factor T is not enough: the chain rule brings 1 / T, and the two softmaxes differ by 1 / T as well":
+            truth / temperature,
         "the divergence has a direction: whose probabilities weigh the logarithms?":
             distillation_loss(teacher, student, temperature),
         "the mean is over images and classes; a divergence is a sum over classes": truth / student.shape[1],

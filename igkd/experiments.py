@@ -498,8 +498,8 @@ def chosen(plan: Plan) -> dict[str, Method]:
 
 
 #: What the tuned ways of training are compared for: question, arm, its reference. All were declared before the runs but
-#: the last two, which were added when the laptop's results were known: a reader asked whether the overlay adds to KD and
-#: attention. They enter the correction all the same.
+#: the last two, which were added when the laptop's results were known, because a reader asked whether the overlay adds
+#: to KD and attention. They enter the correction all the same.
 FAIR_CONTRASTS = (
     *(("gain over the plain student", arm, "Student") for arm in (*FAMILIES, "KD+IG")),
     ("overlay beside KD", "KD+IG", "KD"),

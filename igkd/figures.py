@@ -981,7 +981,7 @@ def robustness(table: pd.DataFrame, gains: dict[str, pd.DataFrame]) -> Figure:
 
 
 def fitted_losses(
-    panels: dict[str, tuple[pd.DataFrame, tuple[float, float]]], assumed: float, measured: tuple[float, float]
+    panels: dict[str, tuple[pd.DataFrame, tuple[float, float]]], stated: float, measured: tuple[float, float]
 ) -> Figure:
     """Expected training loss over the gap of the teacher's logits, beside a published one.
 
@@ -990,8 +990,8 @@ def fitted_losses(
     panels : dict
         Title -> (table with columns ``gap``, ``signals``, ``loss``; lowest and highest that the published loss leaves
         for the part that the table is about).
-    assumed : float
-        Gap to be marked.
+    stated : float
+        Gap to be marked, of the published teacher.
     measured : (low, high)
         Range of gaps to be marked, of our own teacher.
     """
@@ -1003,12 +1003,12 @@ def fitted_losses(
         axis.axhspan(
             low, high, color="0.3", alpha=0.3, lw=0, label="published loss, down to what\nthe two deductions leave"
         )
-        axis.axvline(assumed, color="0.3", ls=":", lw=1.2, label=f"gap of {assumed:g}")
+        axis.axvline(stated, color="0.3", ls=":", lw=1.2, label=f"gap from published\ntest cats: {stated:.1f}")
         axis.axvspan(
             *measured, color=sns.color_palette("colorblind")[2], alpha=0.15, lw=0, label="our teacher: middle half"
         )
         axis.set(title=title, xlabel="gap of the teacher's logits", ylabel="training loss (nats)", yscale="log")
-        axis.set_ylim(1e-3, 2)
+        axis.set_ylim(1e-3, 3)
     axes[0, -1].legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 

@@ -182,6 +182,19 @@ def training_logs() -> pd.DataFrame:
     return _table("training_logs")
 
 
+def confidence() -> pd.DataFrame:
+    """How sure two networks are of the label of some test images.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``network``, ``class``, ``images`` (how many), ``temperature``, ``label_probability_sum`` as stated,
+        ``label_probability`` (its mean over the images), ``source``.
+    """
+    table = _table("confidence")
+    return table.assign(label_probability=table.label_probability_sum / table.images)
+
+
 def headline() -> pd.DataFrame:
     """The numbers of the abstracts, with ``unit`` as printed and ``relation`` (``=`` or ``<``)."""
     return _table("headline").assign(version=_text("headline")["version"])

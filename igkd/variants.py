@@ -98,7 +98,7 @@ def _phase_scrambled(maps, images, labels, generator):
     for part in maps.float().split(_IMAGES_AT_ONCE):
         # The phases of a real image of noise have the symmetry that makes the result real.
         phase = torch.fft.rfft2(torch.randn(part.shape, generator=generator)).angle()
-        phase[:, 0, 0] = 0  # the mean stays
+        phase[:, 0, 0] = 0  # the mean stays, until negative values are cut off
         spectrum = torch.fft.rfft2(part) * torch.polar(torch.ones_like(phase), phase)
         scrambled.append(torch.fft.irfft2(spectrum, part.shape[1:]).clamp_min(0))
     return torch.cat(scrambled).to(maps.dtype)

@@ -23,6 +23,7 @@ TABLES = [
     published.checkpoints,
     published.headline,
     published.training_logs,
+    published.confidence,
 ]
 
 
@@ -223,3 +224,7 @@ def test_training_logs_have_the_constants_under_which_they_were_made():
     assert logs.loc["KD", ["alpha", "temperature"]].tolist() == [0.1, 3]
     assert logs.loc["KD", "train_loss"] > 10 * logs.loc["Student", "train_loss"]
     assert logs.train_accuracy.between(0.98, 0.99).all()  # all of them fit their images about equally well
+
+
+def test_the_published_teacher_gives_cats_less_than_half_its_probability():
+    assert published.confidence().set_index("network").label_probability["Teacher"] == pytest.approx(0.441)
