@@ -22,7 +22,7 @@ from igkd.cost import Measurements, multiply_accumulates
 from igkd.device import Compute, pick_compute
 from igkd.errors import InputError, MissingImages, TrainingError
 from igkd.experiments import NOTEBOOKS, Plan, Planned, Profile, profile, teacher_run
-from igkd.images import CIFAR10_CLASSES, ImageSet, RecordedImages, Subset, load_images, train_indices
+from igkd.images import CIFAR10_CLASSES, ImageSet, RecordedImages, Subset, load_images
 from igkd.models import (
     Architecture,
     MobileNetV2,
@@ -448,10 +448,11 @@ class Study:
         """Multiply-accumulates of all forward passes of a training: what its time is estimated from."""
         if run.architecture not in self._per_image:
             with torch.device("cpu"):
-                model = run.architecture.build(self.images.num_classes, self.images.mean_std)
+                cut, width = run.architecture.blocks_removed, run.architecture.width
+                model = MobileNetV2(self.images.num_classes, cut, width)
             self._per_image[run.architecture] = multiply_accumulates(model, self.images.size)
-        n = len(train_indices(self.images.train_labels, run.subset))
-        return self._per_image[run.architecture] * float(n) * run.recipe.num_epochs
+        n = self.images.n_train * (1 - run.subset.validation) * run.subset.fraction
+        return self._per_image[run.architecture] * n * run.recipe.num_epochs
 
     def _map_progress(self, done: int, total: int) -> None:
         self._progress(done, total, "", unit="attribution maps")

@@ -171,12 +171,12 @@ def _of_maps(study: Study) -> list[str]:
     names = ", ".join(
         f"{name.split()[1].replace('_', ' ')} {100 * row.difference:+.1f}" for name, row in differing.iterrows()
     )
+    told = {0: "None", 1: "One"}.get(len(differing), len(differing))
     return [
         f"{_here(study)}, laying IG maps over a tenth of the images changes the accuracy by {_corrected(own)} "
         f"({own.n} pairs). "
-        f"Of {len(others)} controls in place of the map (maps of other images, noise, plain dimming, other attributions) "
-        "that differ from it after Holm's correction there "
-        + {0: "is none", 1: "is one"}.get(len(differing), f"are {len(differing)}")
+        f"{told} of {len(others)} controls in place of the map (maps "
+        "of other images, noise, plain dimming, other attributions) can be told from it after Holm's correction"
         + (f": {names} points" if len(differing) else "")
         + " (notebook 08)."
     ]
