@@ -24,7 +24,6 @@ from igkd.progress import Status, duration
 
 REPOSITORY = Path(__file__).resolve().parent
 NOTEBOOKS = REPOSITORY / "notebooks"
-TEACHER_NOTEBOOK = "01"
 LATENCY_NOTEBOOK = "07"
 
 
@@ -334,7 +333,9 @@ def show_reasons(study, numbers: list[str]) -> int:
 
 
 def forget(study, numbers: list[str]) -> None:
-    """Remove what the notebooks declare and measured; the teacher, which all need, is the first notebook's."""
+    """Remove what the notebooks declare and measured; the teacher, which all need, is its own notebook's."""
+    from igkd.experiments import TEACHER_NOTEBOOK
+
     keys = {item.run.key for item in study.planned(numbers)} & study.store.keys()
     if TEACHER_NOTEBOOK not in numbers:
         keys -= {item.run.key for item in study.teacher_runs()}
@@ -424,6 +425,7 @@ def run_notebooks(
         counts = (trained[each], len(needed & before), result.figures)
         rows.append((each.name, f"{result.seconds:.0f}", *map(str, counts), result.status))
     status.say("\n" + table(rows))
+    status.say("trained: runs of this call, each counted once; recorded: runs that the notebook opens and that were there")
     status.say(ledger_line(study))
     failed |= any(result.error for result in finished.values())
     if not failed and len(notebooks) == len(find_notebooks(NOTEBOOKS)):

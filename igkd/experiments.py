@@ -578,10 +578,12 @@ def shown(plan: Plan) -> list[Planned]:
     return [item for item in factorial(plan) + published_cut if item.labels["seed"] == 0]
 
 
+#: The teacher's own notebook.
+TEACHER_NOTEBOOK = "01"
 #: Which experiments each notebook declares; an empty one needs the teacher alone.
 NOTEBOOKS = {
     "00": (arms,),
-    "01": (),
+    TEACHER_NOTEBOOK: (),
     "02": (steps,),
     "03": (arms, search, recipes),
     "04": (factorial, attention_weights),

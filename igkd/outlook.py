@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from igkd.engine import Study, describe, differences
 from igkd.errors import InputError
-from igkd.experiments import NOTEBOOKS, Planned
+from igkd.experiments import NOTEBOOKS, TEACHER_NOTEBOOK, Planned
 from igkd.images import Subset
 from igkd.methods import Method
 from igkd.models import Architecture, MobileNetV2, count_parameters
@@ -27,10 +27,10 @@ def needed_by(study: Study, number: str) -> list[Planned]:
 
 
 def shared_out(study: Study, notebooks: Iterable[str]) -> dict[str, list[Planned]]:
-    """The runs of each notebook that none before it needs, so that no run is counted twice."""
+    """The runs of each notebook that none before it needs, so that no run is counted twice; the teacher is 01's."""
     seen: set[str] = set()
-    runs = {}
-    for number in notebooks:
+    runs: dict[str, list[Planned]] = dict.fromkeys(notebooks, [])
+    for number in sorted(runs, key=lambda number: number != TEACHER_NOTEBOOK):
         runs[number] = [item for item in needed_by(study, number) if item.run.key not in seen]
         seen |= {item.run.key for item in runs[number]}
     return runs

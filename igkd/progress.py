@@ -85,8 +85,8 @@ class Status:
 
 
 def remaining(since: float, done_then: int, now: float, done: int, total: int) -> float | None:
-    """Seconds left if it goes on at the pace since then; None before anything was finished."""
-    if done <= done_then:
+    """Seconds left if it goes on at the pace since then; None before anything was finished, and when all is."""
+    if done <= done_then or done >= total:
         return None
     return (now - since) / (done - done_then) * (total - done)
 

@@ -360,5 +360,6 @@ def test_check_reports_every_finding(repository):
 def test_time_left():
     assert remaining(100.0, 4, 160.0, done=7, total=10) == pytest.approx(60)
     assert remaining(100.0, 4, 160.0, done=4, total=10) is None
+    assert remaining(100.0, 4, 160.0, done=10, total=10) is None
     assert [duration(x) for x in (0, 59.4, 59.6, 187, 7500)] == ["0 s", "59 s", "1:00 min", "3:07 min", "2:05 h"]
     assert [RUN_ALL["seconds"](text) for text in ("90s", "9m", "1.5h")] == [90, 540, 5400]
