@@ -219,6 +219,10 @@ class Study:
             raise InputError(f"there is no record of the teacher {self.plan.teacher_key}; get it from the repository")
         return record
 
+    def planned_teacher(self) -> Planned:
+        """The teacher's training, done here or not, with the labels under which tables show it."""
+        return Planned("teacher", {"arm": "Teacher", "seed": 0}, self.teacher_record().run)
+
     def ig_maps(self, n_steps: int | None = None, baseline: str = "mean"):
         """IG maps (N, H, W) of all training images."""
         spec = SignalSpec(self.plan.teacher_key, n_steps=n_steps or self.profile.n_steps, baseline=baseline)
