@@ -425,7 +425,9 @@ def run_notebooks(
         counts = (trained[each], len(needed & before), result.figures)
         rows.append((each.name, f"{result.seconds:.0f}", *map(str, counts), result.status))
     status.say("\n" + table(rows))
-    status.say("trained: runs of this call, each counted once; recorded: runs that the notebook opens and that were there")
+    status.say(
+        "trained: runs of this call, each counted once; recorded: runs that the notebook opens and that were there"
+    )
     status.say(ledger_line(study))
     failed |= any(result.error for result in finished.values())
     if not failed and len(notebooks) == len(find_notebooks(NOTEBOOKS)):

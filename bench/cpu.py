@@ -204,7 +204,15 @@ def main() -> None:
     content |= {"needed": {cut: needed(cut) for cut in options.blocks_removed}, "measured": [], "shares": {}}
 
     def in_a_process(cut: int, *arguments: str) -> dict:
-        command = [sys.executable, __file__, *arguments, "--blocks-removed", str(cut), "--seconds", str(options.seconds)]
+        command = [
+            sys.executable,
+            __file__,
+            *arguments,
+            "--blocks-removed",
+            str(cut),
+            "--seconds",
+            str(options.seconds),
+        ]
         return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
     for cut in options.blocks_removed:

@@ -281,10 +281,7 @@ def main() -> None:
     for blocks_removed in options.blocks_removed:
         processes = cores if device == "cpu" and not trained_alone(blocks_removed) else 1
         for turn in range(options.rounds):
-            speeds = {
-                side: measure(side, blocks_removed, options.seconds, device, 1, cores)
-                for side in others
-            }
+            speeds = {side: measure(side, blocks_removed, options.seconds, device, 1, cores) for side in others}
             speeds["igkd"] = measure("igkd", blocks_removed, options.seconds, device, processes, cores // processes)
             results.append(
                 {"blocks_removed": blocks_removed, "round": turn, "processes": processes}

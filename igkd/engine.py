@@ -431,9 +431,7 @@ class Study:
             )
         columns = ["data", "training images", "evaluated on", "machine", "torch"]
         grouped = pd.DataFrame(rows).groupby(columns, sort=False).seconds.agg(["count", "sum"])
-        return pd.DataFrame(
-            {"runs": grouped["count"], "minutes in all": (grouped["sum"] / 60).round(1)}
-        ).reset_index()
+        return pd.DataFrame({"runs": grouped["count"], "minutes in all": (grouped["sum"] / 60).round(1)}).reset_index()
 
     @property
     def latency_files(self) -> tuple[Path, Path]:

@@ -102,7 +102,9 @@ def image_rows(rows: dict[str, np.ndarray], titles: list[str] | None = None, cma
         width = pictures.shape[2]
         gap = 1 + width // 10
         line = [_coloured(picture, cmap) for picture in pictures]
-        axis.imshow(np.hstack([np.pad(each, ((0, 0), (0, gap), (0, 0)), constant_values=255) for each in line])[:, :-gap])
+        axis.imshow(
+            np.hstack([np.pad(each, ((0, 0), (0, gap), (0, 0)), constant_values=255) for each in line])[:, :-gap]
+        )
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
         sns.despine(ax=axis, left=True, bottom=True)

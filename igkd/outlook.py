@@ -82,9 +82,7 @@ def outlook(study: Study, notebooks: Iterable[str]) -> tuple[dict[str, Outlook],
     counted = set()  # numbers of integration steps whose maps are in the estimate
     for number, items in missing.items():
         todo = [item.run for item in items]
-        seconds = sum(
-            speed.seconds(study, run) / (1 if trains_alone(run) else study.jobs) for run in todo
-        )
+        seconds = sum(speed.seconds(study, run) / (1 if trains_alone(run) else study.jobs) for run in todo)
         disk = sum(_weights_bytes(study, run) for run in todo)
         overlaid = {run.signals.n_steps: run for run in todo if run.method.overlay_prob}
         for n_steps in overlaid.keys() - counted:

@@ -184,7 +184,10 @@ def waiting(root: Path) -> str:
     """Gradients a second of a network on all cores, by how its threads wait, alone and beside a busy program."""
     measured = pd.DataFrame(_cpu(root)["waiting"])
     medians = measured.groupby(["waits", "busy"]).gradients_per_second.median().unstack()
-    lines = ["| waits | alone: gradients a second | beside a program that keeps one core busy | rounds |", "|---" * 4 + "|"]
+    lines = [
+        "| waits | alone: gradients a second | beside a program that keeps one core busy | rounds |",
+        "|---" * 4 + "|",
+    ]
     lines += [
         f"| {name} | {medians[0][name]:.1f} | {medians[1][name]:.1f} | {measured['round'].nunique()} |"
         for name in ("short", "long")

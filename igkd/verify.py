@@ -48,11 +48,7 @@ def verify_runs(study: Study, count: int, generator: np.random.Generator) -> Ite
         If nothing is recorded that could be trained again.
     """
     recorded = study.store.keys()
-    items = [
-        item
-        for item in study.planned()
-        if item.run.key in recorded and not takes_long(study.work(item.run))
-    ]
+    items = [item for item in study.planned() if item.run.key in recorded and not takes_long(study.work(item.run))]
     if not items:
         raise InputError(f"no run of the {study.profile.name} profile is recorded; run_all.py trains them")
     for position in generator.choice(len(items), min(count, len(items)), replace=False):

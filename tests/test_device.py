@@ -24,7 +24,7 @@ from igkd.methods import Method
 from igkd.models import Architecture
 from igkd.runs import Store
 from igkd.signals import Signals
-from small import ALL, COMPUTE, RECIPE, small_images, small_run, small_signals, small_teacher
+from small import ALL, RECIPE, small_images, small_run, small_signals, small_teacher
 
 IMAGES = small_images()
 TEACHER = Architecture(0, 0.25, normalize=True)
