@@ -62,12 +62,16 @@ def _study(profile: str, root: Path) -> Study:
 
 
 def notebooks(root: Path) -> str:
-    """The notebooks and their titles."""
-    lines = [
-        f"| [{each.name}](notebooks/{each.path.name}) | {each.title.split('·')[-1].strip()} |"
-        for each in find_notebooks(root / "notebooks")
-    ]
-    return "\n".join(["| notebook | |", "|---|---|", *lines]) + "\n"
+    """The notebooks, their titles and how long their execution took where all runs were recorded."""
+    times = {}
+    for path in sorted((root / "bench").glob("run_all-*-recorded.json")):
+        run = json.loads(path.read_text())
+        times[run["profile"]] = {each["notebook"]: each["seconds"] for each in run["notebooks"]}
+    lines = [f"| notebook | | {' | '.join(f'`{profile}`' for profile in times)} |", "|---|---" + "|---" * len(times) + "|"]
+    for each in find_notebooks(root / "notebooks"):
+        cells = " | ".join(f"{seconds[each.name]} s" for seconds in times.values())
+        lines.append(f"| [{each.name}](notebooks/{each.path.name}) | {each.title.split('·')[-1].strip()} | {cells} |")
+    return "\n".join(lines) + "\n"
 
 
 def profiles(root: Path) -> str:
