@@ -20,7 +20,7 @@ TEACHER = HERE.parent / "weights" / "teacher-cifar10.safetensors"
 AT_ONCE = 16  # images of a call of Captum's: with 50 steps 800 go through the network at once
 
 
-#: Side, rule of quadrature, steps. With half the nodes, the midpoint rule is about as exact as Gauss-Legendre here.
+#: Side, rule of quadrature, steps.
 MEASURED = (
     ("captum", "gausslegendre", 50),
     ("igkd", "gausslegendre", 50),
