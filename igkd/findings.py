@@ -213,7 +213,22 @@ def _of_all_images(study: Study) -> list[str]:
             f"With all {study.images.n_train:,} training images at {compression_factor(cut):.0f}x, against the plain "
             f"student: {changes} (notebook 07)."
         )
-    return sentences
+    return sentences + _of_single_runs(study)
+
+
+def _of_single_runs(study: Study) -> list[str]:
+    """The profile's own student as long as no arm has a second run; `sweep_gains` has pairs from then on."""
+    runs = study.table(experiments.arms(study.plan))
+    if runs.empty or runs.arm.duplicated().any():
+        return []
+    theirs = published.monte_carlo_summary().set_index("arm")
+    both = runs.set_index("arm").accuracy.to_frame("here").join(theirs, how="inner")
+    listed = ", ".join(f"{arm} {row.here:.2%} ({row['mean']:.2%})" for arm, row in both.iterrows())
+    return [
+        f"With all {study.images.n_train:,} training images at {compression_factor(study.profile.blocks_removed):.2f}x, the size of C1, "
+        f"there is one run an arm so far, after {study.profile.recipe.num_epochs} epochs, which does not tell them apart: "
+        f"{listed}; in brackets the published means of {theirs.n.max()} runs with 100 epochs and as many images (notebook 03)."
+    ]
 
 
 def _of_steps(study: Study) -> list[str]:
