@@ -258,11 +258,11 @@ def with_study(notebooks: list[Notebook], options: argparse.Namespace) -> int:
     """Everything that needs the runs of the profile."""
     parameters = {}
     if not (options.plan or options.why or options.runs_only or options.verify is not None):
-        given = {"profile": options.profile, "data": options.data, "device": options.device} | dict(options.parameters)
-        parameters = {notebook: check_parameters(notebook, given) for notebook in notebooks}
         from igkd.kernels import prepare
 
-        prepare()
+        prepare()  # first, because it takes longest
+        given = {"profile": options.profile, "data": options.data, "device": options.device} | dict(options.parameters)
+        parameters = {notebook: check_parameters(notebook, given) for notebook in notebooks}
     from igkd.engine import PROGRESS, Study  # after the cheap checks: torch takes seconds to import
 
     with (
