@@ -105,6 +105,12 @@ def waiting(seconds: float) -> float:
     return count / (time.perf_counter() - started)
 
 
+def in_a_process(*arguments, env=None):
+    """What this script prints, as JSON, in a process of its own."""
+    command = [sys.executable, __file__, *map(str, arguments)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env).stdout)
+
+
 #: What libgomp does if nothing is set and there are no more threads than cores.
 ACTIVE = "300000"
 
@@ -116,11 +122,10 @@ def waited(seconds: float, rounds: int) -> list[dict]:
         for name, spins in (("short", {}), ("long", {"GOMP_SPINCOUNT": ACTIVE})):
             for busy in (0, 1):
                 beside = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
-                command = [sys.executable, __file__, "--waiting", "--seconds", str(seconds)]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | spins)
+                found = in_a_process("--waiting", "--seconds", seconds, env=os.environ | spins)
                 for each in beside:
                     each.kill()
-                rows.append({"round": turn, "waits": name, "busy": busy, "gradients_per_second": float(done.stdout)})
+                rows.append({"round": turn, "waits": name, "busy": busy, "gradients_per_second": found})
                 print(rows[-1], flush=True)
     return rows
 
@@ -203,26 +208,15 @@ def main() -> None:
     content = {"machine": machine, "torch": torch.__version__, "billions_a_second": rates()}
     content |= {"needed": {cut: needed(cut) for cut in options.blocks_removed}, "measured": [], "shares": {}}
 
-    def in_a_process(cut: int, *arguments: str) -> dict:
-        command = [
-            sys.executable,
-            __file__,
-            *arguments,
-            "--blocks-removed",
-            str(cut),
-            "--seconds",
-            str(options.seconds),
-        ]
-        return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
-
     for cut in options.blocks_removed:
         choices = ("", *CHOICES) if training.trained_alone(cut) else ("", *CHOICES[:-1])  # small ones are not compiled
         for turn in range(options.rounds):
             for choice in choices:
-                row = {"blocks_removed": cut, "round": turn, "without": choice} | in_a_process(cut, "--without", choice)
+                found = in_a_process("--without", choice, "--blocks-removed", cut, "--seconds", options.seconds)
+                row = {"blocks_removed": cut, "round": turn, "without": choice} | found
                 content["measured"].append(row)
                 print(row, flush=True)
-        content["shares"][cut] = in_a_process(cut, "--shares")
+        content["shares"][cut] = in_a_process("--shares", "--blocks-removed", cut, "--seconds", options.seconds)
     content["waiting"] = waited(options.seconds, options.rounds)
     (HERE / "cpu.json").write_text(json.dumps(content, indent=1) + "\n")
 

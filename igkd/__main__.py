@@ -186,6 +186,8 @@ def write_cut(data: str, path: str) -> int:
     from igkd.images import cut_official, load_images
 
     _check_writable(path)
+    if not path.endswith(".npz"):
+        raise InputError(f"{path} would not be taken for an image set; give it a name that ends in .npz")
     np.savez(path, **cut_official(load_images("cifar10", data)))
     images = load_images("cifar10", path)
     print(f"written            {path}, {Path(path).stat().st_size / 1e6:.0f} MB")

@@ -63,8 +63,11 @@ class Compute:
 
     def describe(self) -> dict:
         """What a record keeps about the machine."""
-        name = torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else _processor_name()
-        return asdict(self) | {"name": name, "threads": torch.get_num_threads()}
+        described = asdict(self) | {"name": _processor_name(), "threads": torch.get_num_threads()}
+        if self.device.startswith("cuda"):
+            return described | {"name": torch.cuda.get_device_name(self.device)}
+        # Clouds sell processors of several generations, which differ in the last digits, under one name.
+        return described | {"generation": f"family {_processor('cpu family')}, model {_processor('model')}"}
 
 
 def pick_compute(device: str = "auto") -> Compute:
@@ -201,11 +204,17 @@ def _keep_freed_memory() -> None:
 
 
 def _processor_name() -> str:
+    return _processor("model name") or platform.processor() or platform.machine()
+
+
+def _processor(field: str) -> str | None:
+    """What Linux says of the processor, on x86."""
     try:
         with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+            fields = (line.split(":", 1) for line in lines if ":" in line)
+            return next(value.strip() for name, value in fields if name.strip() == field)
     except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        return None
 
 
 class _StridedDepthwise(torch.autograd.Function):

@@ -177,7 +177,7 @@ class Study:
         """The teacher's own training, where this profile trains one."""
         if self.profile.teacher is None:
             return []
-        return [Planned("teacher", {"arm": "Teacher", "seed": 0}, teacher_run(self.fingerprint, self.profile.teacher))]
+        return [_as_teacher(teacher_run(self.fingerprint, self.profile.teacher))]
 
     def planned(self, notebooks: Iterable[str] = NOTEBOOKS) -> list[Planned]:
         """The runs that the notebooks declare: the teacher, then seed by seed, of each seed arms and controls first.
@@ -221,7 +221,7 @@ class Study:
 
     def planned_teacher(self) -> Planned:
         """The teacher's training, done here or not, with the labels under which tables show it."""
-        return Planned("teacher", {"arm": "Teacher", "seed": 0}, self.teacher_record().run)
+        return _as_teacher(self.teacher_record().run)
 
     def ig_maps(self, n_steps: int | None = None, baseline: str = "mean"):
         """IG maps (N, H, W) of all training images."""
@@ -475,6 +475,10 @@ def _study_elsewhere(profile_name: str, data, device: str, root: Path) -> Study:
 def _attempt_elsewhere(where: tuple, item: Planned) -> tuple[Planned, Record | str]:
     """`Study._attempt` in a process beside this one."""
     return _study_elsewhere(*where)._attempt(item)
+
+
+def _as_teacher(run: Run) -> Planned:
+    return Planned("teacher", {"arm": "Teacher", "seed": run.seed}, run)
 
 
 def describe(item: Planned) -> str:

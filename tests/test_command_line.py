@@ -109,6 +109,12 @@ def test_contradicting_standardisation_is_refused(problem, capsys, mean_std, nor
     assert "carries its own standardisation" in captured.err
 
 
+def test_a_cut_is_named_as_what_reads_it_expects(problem, capsys):
+    folder, data, *_ = problem
+    assert main(["cut", "--data", str(data), "--npz", str(folder / "cut.npy")]) == 2
+    assert "ends in .npz" in capsys.readouterr().err
+
+
 def test_as_a_program(problem):
     folder, data, *_ = problem
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
