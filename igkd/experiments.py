@@ -102,6 +102,8 @@ class Profile:
         Random subsets of the Monte Carlo runs.
     compared : tuple of (int, float)
         Blocks removed and share of the training images of the networks for which recipes are compared.
+    num_recipe_seeds : int
+        Repetitions of every arm with the paper's recipe instead of the profile's.
     num_controls : int
         Seeds of the controls and of what was tuned.
     tuning : Tuning
@@ -126,6 +128,7 @@ class Profile:
     gammas: tuple[float, ...]
     num_subsets: int
     compared: tuple[tuple[int, float], ...]
+    num_recipe_seeds: int
     num_controls: int
     tuning: Tuning
     sweep: Sweep
@@ -156,6 +159,7 @@ PROFILES = {
             gammas=(0.8, 1000.0),
             num_subsets=4,
             compared=((17, 1.0),),
+            num_recipe_seeds=0,
             num_controls=1,
             tuning=Tuning((0.5,), (2.0,), (), (6,), num_seeds=1, families=("KD", "IG", "Cutout")),
             control_variants=("described", "released", "permuted", "other_image", "noise", "dimming"),
@@ -183,6 +187,7 @@ PROFILES = {
             gammas=(0.8, 30.0, 1000.0),
             num_subsets=10,
             compared=((17, 1.0),),
+            num_recipe_seeds=10,
             num_controls=10,
             tuning=Tuning((0.25, 0.5), (1.0, 2.0), (0.01, 0.1, 0.3), (4, 8, 16), num_seeds=3),
             # About 42 minutes of one core for 38 runs, reckoned from single steps of each network: 35 for 16 epochs of
@@ -214,6 +219,7 @@ PROFILES = {
             num_subsets=60,
             # A tenth is what two processor cores train a teacher on with the recipe of 100 epochs in an hour or two.
             compared=((17, 1.0), (0, 0.1), (5, 1.0), (0, 1.0)),
+            num_recipe_seeds=3,
             num_controls=10,
             tuning=Tuning((0.25, 0.5), (1.0, 2.0, 4.0), (0.01, 0.05, 0.1, 0.2), (4, 8, 12, 16), num_seeds=1),
             sweep=Sweep(
@@ -368,8 +374,7 @@ def monte_carlo(plan: Plan) -> list[Planned]:
 
 def recipes(plan: Plan) -> list[Planned]:
     """The profile's recipe against the paper's, without a teacher: what fewer epochs cost or gain."""
-    own = plan.profile.recipe
-    paper = replace(RECIPES["paper"], padding=own.padding)
+    own, paper = plan.profile.recipe, _paper_recipe(plan)
     return [
         Planned(
             "recipes",
@@ -380,6 +385,20 @@ def recipes(plan: Plan) -> list[Planned]:
         for cut, share in plan.profile.compared
         for recipe in (own, paper)
     ]
+
+
+def recipe_arms(plan: Plan) -> list[Planned]:
+    """The arms with the paper's recipe, of the seeds that also have the profile's: do arms differ alike under both?"""
+    return [
+        Planned("recipes", item.labels, replace(item.run, recipe=_paper_recipe(plan)))
+        for item in arms(plan)
+        if item.labels["seed"] < plan.profile.num_recipe_seeds
+    ]
+
+
+def _paper_recipe(plan: Plan) -> Recipe:
+    """With the crops of the profile's own recipe, which depend on the images."""
+    return replace(RECIPES["paper"], padding=plan.profile.recipe.padding)
 
 
 # Distillation with the logits of other images pulls, on average over the order, as one target for all images does: the
@@ -585,7 +604,7 @@ NOTEBOOKS = {
     "00": (arms,),
     TEACHER_NOTEBOOK: (),
     "02": (steps,),
-    "03": (arms, search, recipes),
+    "03": (arms, search, recipes, recipe_arms),
     "04": (factorial, attention_weights),
     "05": (monte_carlo,),
     "06": (factorial,),

@@ -8,6 +8,7 @@ from igkd.cost import read_measurement
 from igkd.engine import Study
 from igkd.errors import MissingImages
 from igkd.losses import fitted_loss
+from igkd.methods import Recipe
 from igkd.models import compression_factor
 
 #: What an attention loss of 8x8 maps is at most (`igkd.losses.attention_loss`).
@@ -28,6 +29,7 @@ def findings(study: Study) -> list[str]:
         *_of_attention(study),
         *_of_maps(study),
         *_of_tuned_arms(study),
+        *_of_recipes(study),
         *_of_all_images(Study("paper", study.data, "cpu", study.root, study.log)),
         *_of_steps(study),
         *_of_corruption(study),
@@ -117,6 +119,53 @@ def sweep_gains(study: Study) -> pd.DataFrame:
     return pd.concat(found).query("n >= 2").reset_index(drop=True)
 
 
+def recipe_gains(study: Study) -> pd.DataFrame:
+    """What each arm gains over the plain student of the same seed, with the profile's recipe and with the paper's.
+
+    Returns
+    -------
+    DataFrame
+        One row a pair of runs: ``arm``, ``recipe`` (in words, the profile's first), ``seed``, ``gain`` (a fraction). Only
+        seeds of which all arms are recorded with both recipes.
+    """
+    found = []
+    for declared in (experiments.arms(study.plan), experiments.recipe_arms(study.plan)):
+        runs = study.table(declared)
+        if runs.empty:
+            return pd.DataFrame(columns=["arm", "recipe", "seed", "gain"])
+        by_arm = runs.pivot(index="seed", columns="arm", values="accuracy").reindex(columns=runs.arm.unique())
+        gain = by_arm.drop(columns="Student").sub(by_arm["Student"], axis=0).dropna()
+        found.append(gain.melt(value_name="gain", ignore_index=False).assign(recipe=_recipe(declared[0].run.recipe)))
+    gains = pd.concat(found).reset_index()
+    return gains[gains.groupby(["arm", "seed"]).gain.transform("size") == 2].reset_index(drop=True)
+
+
+def recipe_changes(gains: pd.DataFrame) -> pd.DataFrame:
+    """How far the gains with the paper's recipe are from those with the profile's.
+
+    Parameters
+    ----------
+    gains : DataFrame
+        From `recipe_gains`, with at least two seeds.
+
+    Returns
+    -------
+    DataFrame
+        One row an arm, with the columns of `igkd.statistics.compare_pairs`: ``mean`` is the gain with the paper's
+        recipe, ``mean_reference`` with the profile's; paired by seed, ``p_holm`` over the arms.
+    """
+    own, paper = gains.recipe.unique()
+    named = gains.assign(arm=gains.arm + gains.recipe)
+    arms = gains.arm.unique()
+    pairs = [(arm + paper, arm + own) for arm in arms]
+    return statistics.compare_pairs(named, pairs, pair_by="seed", value="gain").assign(arm=arms)
+
+
+def _recipe(recipe: Recipe) -> str:
+    schedule = "one cycle of" if recipe.one_cycle else "constant"
+    return f"{recipe.num_epochs} epochs, {schedule} {recipe.optimizer.upper() if recipe.optimizer == 'sgd' else 'Adam'}"
+
+
 def _of_published_runs() -> list[str]:
     accuracy = 100 * published.ablation_runs().pivot_table(index="arm", values="accuracy", aggfunc=["mean", "max"])
     mean, best = (accuracy.loc["KD+IG", name] - accuracy.loc["Student", name] for name in ("mean", "max"))
@@ -198,6 +247,21 @@ def _of_tuned_arms(study: Study) -> list[str]:
         f"{_corrected(alone)}. The overlay beside KD changes it by {_corrected(added)}, beside KD and attention by "
         f"{_corrected(last)} ({last.n} pairs; this last contrast was added when the others were known). The best arm in "
         f"the mean is {best.index[0]} ({best.iloc[0]:.1%}), Student has {best['Student']:.1%} (notebook 08)."
+    ]
+
+
+def _of_recipes(study: Study) -> list[str]:
+    gains = recipe_gains(study)
+    if gains.seed.nunique() < 2:
+        return []
+    changes = "; ".join(
+        f"{row.arm} {100 * row.mean_reference:+.2f} and {100 * row.mean:+.2f}, a change of {_corrected(row)}"
+        for row in recipe_changes(gains).itertuples()
+    )
+    own, paper = gains.recipe.unique()
+    return [
+        f"{_here(study)}, the gains over the plain student with {own}, and with the paper's recipe, {paper}: {changes} "
+        f"({gains.seed.nunique()} seeds, notebook 03)."
     ]
 
 

@@ -18,6 +18,8 @@ from igkd.experiments import (
     contrasts,
     controls,
     fair_contrasts,
+    recipe_arms,
+    recipes,
     sweep,
     tuned,
     tuning,
@@ -51,6 +53,23 @@ def test_controls_share_their_seeds_and_all_but_method_and_signals(name):
             if item.labels["arm"] != "Student":
                 assert item.run.signals.variant == item.labels["variant"] and item.labels["variant"] in describe(item)
                 assert item.run.signals.teacher == plan(name).teacher_key
+
+
+@pytest.mark.parametrize("name", ("laptop", "paper"))
+def test_arms_with_the_papers_recipe_differ_from_the_others_in_nothing_else(name):
+    own = {item.run.key: item for item in arms(plan(name))}
+    alike = set()
+    for item in recipe_arms(plan(name)):
+        recipe = item.run.recipe
+        stated = (recipe.num_epochs, recipe.batch_size, recipe.optimizer, recipe.lr, recipe.one_cycle, recipe.padding)
+        assert stated == (100, 64, "adam", 1e-3, False, 4) and recipe.weight_decay == 0
+        twin = own[replace(item.run, recipe=plan(name).profile.recipe).key]
+        assert twin.labels == item.labels
+        alike.add(twin.labels["seed"])
+    assert len(recipe_arms(plan(name))) == 4 * len(alike) and len(alike) >= 3
+    # Plain students of both experiments are the same runs.
+    shared = {item.run.key for item in recipe_arms(plan(name))} & {item.run.key for item in recipes(plan(name))}
+    assert len(shared) == 2
 
 
 @pytest.mark.parametrize("name", PROFILES)

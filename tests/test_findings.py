@@ -1,0 +1,97 @@
+"""What findings are computed from, on made-up records."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import special, stats
+
+from igkd import experiments, findings, published
+from igkd.engine import Study
+from igkd.errors import MissingImages
+from igkd.images import CIFAR10_CLASSES, RecordedImages
+from igkd.runs import Record
+
+
+@pytest.fixture
+def study(tmp_path):
+    study = Study("laptop", root=tmp_path, device="cpu", log=lambda line: None)
+    sizes = (32, 32), 2000, 10_000
+    study.images = RecordedImages("cifar10", CIFAR10_CLASSES, *sizes, "0123456789abcdef", MissingImages("not here"))
+    study.plan = experiments.Plan(study.profile, study.fingerprint, "a teacher")
+    return study
+
+
+def keep(study, planned, accuracy):
+    for item in planned:
+        outcome = {"accuracy": accuracy(item.labels["arm"], item.labels["seed"]), "n_train": 2000, "n_test": 10_000}
+        study.store.add(Record(item.run, outcome, {"seconds": 1.0}), item.experiment)
+
+
+def of_seeds(planned, seeds):
+    return [item for item in planned if item.labels["seed"] in seeds]
+
+
+OWN = {"KD": (0.010, 0.012, 0.005), "IG": (0.0, -0.002, 0.004), "KD+IG": (0.02, 0.01, 0.03)}
+PAPERS = {"KD": (0.001, 0.004, -0.003), "IG": (0.002, 0.002, 0.003), "KD+IG": (0.05, 0.04, 0.03)}
+
+
+def with_gains(gains, student):
+    return lambda arm, seed: student + seed / 100 + (gains[arm][seed] if arm != "Student" else 0.0)
+
+
+def test_gains_with_two_recipes_are_paired_by_seed(study):
+    keep(study, of_seeds(experiments.arms(study.plan), range(3)), with_gains(OWN, 0.4))
+    keep(study, of_seeds(experiments.recipe_arms(study.plan), range(3)), with_gains(PAPERS, 0.3))
+    # A seed of which one recipe lacks an arm says nothing.
+    keep(study, of_seeds(experiments.arms(study.plan), [3]), lambda arm, seed: 0.9)
+    keep(study, of_seeds(experiments.recipe_arms(study.plan), [3])[:-1], lambda arm, seed: 0.1)
+    gains = findings.recipe_gains(study)
+    assert list(gains.recipe.unique()) == ["16 epochs, one cycle of SGD", "100 epochs, constant Adam"]
+    assert set(gains.seed) == {0, 1, 2} and len(gains) == 2 * 3 * 3
+    changes = findings.recipe_changes(gains).set_index("arm")
+    assert list(changes.index) == ["KD", "IG", "KD+IG"]
+    p = {}
+    for arm, row in changes.iterrows():
+        assert (row["mean"], row.mean_reference) == pytest.approx((np.mean(PAPERS[arm]), np.mean(OWN[arm])))
+        by_scipy = stats.ttest_rel(PAPERS[arm], OWN[arm])
+        p[arm] = by_scipy.pvalue
+        assert (row.low, row.high) == pytest.approx(tuple(by_scipy.confidence_interval()))
+        assert row.p == pytest.approx(by_scipy.pvalue)
+    assert changes.p_holm[min(p, key=p.get)] == pytest.approx(min(1, 3 * min(p.values())))
+
+
+def test_no_gains_before_the_papers_recipe_is_recorded(study):
+    keep(study, of_seeds(experiments.arms(study.plan), range(3)), with_gains(OWN, 0.4))
+    assert findings.recipe_gains(study).empty
+    assert not [sentence for sentence in findings.findings(study) if "recipe" in sentence]
+
+
+def test_gradient_shares_of_an_epoch_add_up_to_one_over_the_terms_that_it_has():
+    epochs = pd.DataFrame(
+        {
+            "key": ["a", "b"],
+            "epoch": [1, 1],
+            "gradient_norms.cross_entropy": [3.0, 1.0],
+            "gradient_norms.distillation": [1.0, np.nan],
+        }
+    )
+    shares = findings.gradient_shares(epochs).set_index(["key", "term"]).share
+    assert shares.to_dict() == {("a", "cross-entropy"): 0.75, ("a", "distillation"): 0.25, ("b", "cross-entropy"): 1.0}
+
+
+def test_the_published_confidence_comes_back_from_the_gap():
+    stated = published.confidence().set_index("network").loc["Teacher"]
+    logits = np.array([findings.published_gap()] + [0.0] * 9)
+    assert special.softmax(logits / stated.temperature)[0] == pytest.approx(stated.label_probability)
+
+
+def test_gains_of_the_sweep_need_two_pairs(study):
+    planned = [item for item in experiments.sweep(study.plan) if item.labels["width"] == 1]
+    cut = {item.labels["blocks_removed"] for item in planned}
+    # Both seeds of the smallest network, one of the others.
+    done = [item for item in planned if item.labels["seed"] == 0 or item.labels["blocks_removed"] == 17]
+    keep(study, done, lambda arm, seed: 0.5 + (0.01 * (1 + seed) if arm == "KD+IG" else 0.0))
+    assert len(cut) > 1
+    [row] = findings.sweep_gains(study).itertuples()
+    assert (row.blocks_removed, row.arm, row.n) == (17, "KD+IG", 2)
+    assert row.difference == pytest.approx(0.015)
