@@ -442,7 +442,8 @@ def ledger_line(study) -> str:
 
     verdicts = [finding.verdict for finding in write_ledger(study)]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
-    return f"claims, on the data of the {study.profile.name} profile: {counts}; see {(study.figures / 'ledger.html').relative_to(REPOSITORY)}"
+    ledger = (study.figures / "ledger.html").relative_to(REPOSITORY)
+    return f"claims, on the data of the {study.profile.name} profile: {counts}; see {ledger}"
 
 
 def write_timing(study, rows: list[tuple[str, ...]], seconds: float) -> None:

@@ -286,7 +286,8 @@ def _c3(study: Study) -> Finding:
         "Pairs of arms",
     )
     runs = published.ablation_runs().groupby("arm").accuracy.mean()
-    stated = f"no size stated; means of the published runs, KD+IG+AT less KD+IG: {100 * (runs['KD+IG+AT'] - runs['KD+IG']):+.2f} points"
+    gain = 100 * (runs["KD+IG+AT"] - runs["KD+IG"])
+    stated = f"no size stated; means of the published runs, KD+IG+AT less KD+IG: {gain:+.2f} points"
     return with_released(claim, stated, study, experiments.factorial(study.plan), "KD+IG+AT", "KD+IG", smallest)
 
 

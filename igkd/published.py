@@ -593,9 +593,10 @@ def recomputed() -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row per statistic: ``statistic``, ``unit`` (as printed; accuracies in percent), ``relation`` (``<`` where
-        only a bound is published), ``published`` (NaN if the value is not stated anywhere known), ``recomputed``, ``low`` and ``high`` (the range that the
-        rounding of the inputs allows), ``agrees`` and ``note``. ``agrees`` is True if some value in the range
-        rounds to the published one (for ``<``: lies below it), and missing where nothing is published.
+        only a bound is published), ``published`` (NaN if the value is not stated anywhere known), ``recomputed``,
+        ``low`` and ``high`` (the range that the rounding of the inputs allows), ``agrees`` and ``note``. ``agrees`` is
+        True if some value in the range rounds to the published one (for ``<``: lies below it), and missing where
+        nothing is published.
 
     Notes
     -----

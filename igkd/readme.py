@@ -67,7 +67,10 @@ def notebooks(root: Path) -> str:
     for path in sorted((root / "bench").glob("run_all-*-recorded.json")):
         run = json.loads(path.read_text())
         times[run["profile"]] = {each["notebook"]: each["seconds"] for each in run["notebooks"]}
-    lines = [f"| notebook | | {' | '.join(f'`{profile}`' for profile in times)} |", "|---|---" + "|---" * len(times) + "|"]
+    lines = [
+        f"| notebook | | {' | '.join(f'`{profile}`' for profile in times)} |",
+        "|---|---" + "|---" * len(times) + "|",
+    ]
     for each in find_notebooks(root / "notebooks"):
         cells = " | ".join(f"{seconds[each.name]} s" for seconds in times.values())
         lines.append(f"| [{each.name}](notebooks/{each.path.name}) | {each.title.split('·')[-1].strip()} | {cells} |")

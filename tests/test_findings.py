@@ -12,13 +12,17 @@ from igkd.images import CIFAR10_CLASSES, RecordedImages
 from igkd.runs import Record
 
 
-@pytest.fixture
-def study(tmp_path):
-    study = Study("laptop", root=tmp_path, device="cpu", log=lambda line: None)
-    sizes = (32, 32), 2000, 10_000
+def study_of(profile, n_train, root):
+    study = Study(profile, root=root, device="cpu", log=lambda line: None)
+    sizes = (32, 32), n_train, 10_000
     study.images = RecordedImages("cifar10", CIFAR10_CLASSES, *sizes, "0123456789abcdef", MissingImages("not here"))
     study.plan = experiments.Plan(study.profile, study.fingerprint, "a teacher")
     return study
+
+
+@pytest.fixture
+def study(tmp_path):
+    return study_of("laptop", 2000, tmp_path)
 
 
 def keep(study, planned, accuracy):
@@ -95,3 +99,18 @@ def test_gains_of_the_sweep_need_two_pairs(study):
     [row] = findings.sweep_gains(study).itertuples()
     assert (row.blocks_removed, row.arm, row.n) == (17, "KD+IG", 2)
     assert row.difference == pytest.approx(0.015)
+
+
+def test_the_papers_size_is_judged_from_two_pairs_on(tmp_path):
+    study = study_of("paper", 40_000, tmp_path)
+    keep(study, of_seeds(experiments.arms(study.plan), [0]), lambda arm, seed: 0.9)
+    [sentence] = findings._of_the_papers_size(study)
+    assert "IG 90.00% (n = 1)" in sentence and "Single runs do not tell them apart" in sentence
+    gains = (-0.001, 0.002, 0.005)
+    for seed in range(3):
+        pair = [item for item in of_seeds(experiments.arms(study.plan), [seed]) if item.labels["arm"] != "KD"]
+        keep(study, pair, lambda arm, seed: 0.9 + seed / 1000 + (gains[seed] if arm == "KD+IG" else 0.0))
+    [sentence] = findings._of_the_papers_size(study)
+    half = stats.t.ppf(0.975, 2) * np.std(gains, ddof=1) / 3**0.5
+    assert f"+0.20 points [{20 * 0.01 - 100 * half:+.2f}, {0.2 + 100 * half:+.2f}] (3 pairs of 10" in sentence
+    assert "published +1.24" in sentence  # the means of the paper's Monte Carlo table, 91.29 - 90.05
