@@ -112,5 +112,5 @@ def test_the_papers_size_is_judged_from_two_pairs_on(tmp_path):
         keep(study, pair, lambda arm, seed: 0.9 + seed / 1000 + (gains[seed] if arm == "KD+IG" else 0.0))
     [sentence] = findings._of_the_papers_size(study)
     half = stats.t.ppf(0.975, 2) * np.std(gains, ddof=1) / 3**0.5
-    assert f"+0.20 points [{20 * 0.01 - 100 * half:+.2f}, {0.2 + 100 * half:+.2f}] (3 pairs of 10" in sentence
+    assert f"+0.20 points [{0.2 - 100 * half:+.2f}, {0.2 + 100 * half:+.2f}] (3 pairs of 10" in sentence
     assert "published +1.24" in sentence  # the means of the paper's Monte Carlo table, 91.29 - 90.05
