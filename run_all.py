@@ -212,8 +212,9 @@ def show_checks(checks) -> int:
     """Print each check as it is made; 1 if one does not hold."""
     failed = 0
     for check in checks:
-        print(f"{'holds ' if check.holds else 'FAILS '}  {check.name}: {check.detail}", flush=True)
-        failed += not check.holds
+        word = {True: "holds", False: "FAILS", None: "open"}[check.holds]
+        print(f"{word:<5}  {check.name}: {check.detail}", flush=True)
+        failed += check.holds is False
     return 1 if failed else 0
 
 

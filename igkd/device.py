@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,8 @@ class Compute:
         if self.device.startswith("cuda"):
             return described | {"name": torch.cuda.get_device_name(self.device)}
         # Clouds sell processors of several generations, which differ in the last digits, under one name.
-        return described | {"generation": f"family {_processor('cpu family')}, model {_processor('model')}"}
+        generation = [f"{field} {value}" for field in CPU_GENERATION if (value := _processor(field))]
+        return described | ({"generation": ", ".join(generation)} if generation else {})
 
 
 def pick_compute(device: str = "auto") -> Compute:
@@ -203,6 +205,11 @@ def _keep_freed_memory() -> None:
             mallopt(option, value)
 
 
+CPUINFO = Path("/proc/cpuinfo")
+#: Its fields that tell x86 processors apart; models of one family may differ in their instructions.
+CPU_GENERATION = ("cpu family", "model", "stepping")
+
+
 def _processor_name() -> str:
     return _processor("model name") or platform.processor() or platform.machine()
 
@@ -210,7 +217,7 @@ def _processor_name() -> str:
 def _processor(field: str) -> str | None:
     """What Linux says of the processor, on x86."""
     try:
-        with open("/proc/cpuinfo") as lines:
+        with CPUINFO.open() as lines:
             fields = (line.split(":", 1) for line in lines if ":" in line)
             return next(value.strip() for name, value in fields if name.strip() == field)
     except (OSError, StopIteration):

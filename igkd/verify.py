@@ -14,7 +14,7 @@ from scipy import stats
 from igkd.engine import Study, describe
 from igkd.errors import InputError
 from igkd.experiments import Planned
-from igkd.runs import Record, Store, records_digest
+from igkd.runs import Record, Run, Store, records_digest
 from igkd.training import takes_long, train
 
 CONFIDENCE = 0.99  # of the interval in which another machine's accuracy is expected
@@ -22,10 +22,10 @@ CONFIDENCE = 0.99  # of the interval in which another machine's accuracy is expe
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was compared."""
+    """One thing that was compared; `holds` is None where the records are not enough to judge it."""
 
     name: str
-    holds: bool
+    holds: bool | None
     detail: str
 
 
@@ -64,28 +64,30 @@ def _again(study: Study, item: Planned, items: list[Planned]) -> Check:
     name = f"{describe(item)} ({item.run.key})"
     if again.outcome["weights"] == record.outcome["weights"]:
         return Check(name, True, "equal bit for bit")
-    siblings = [
-        study.store.find(other.run.key) for other in items if replace(other.run, seed=0) == replace(item.run, seed=0)
-    ]
+    siblings = [study.store.find(other.run.key) for other in items if _unseeded(other.run) == _unseeded(item.run)]
     return compare(name, record, again, [other.outcome["accuracy"] for other in siblings])
+
+
+def _unseeded(run: Run) -> Run:
+    """What runs that differ in their seed alone have in common; Monte Carlo runs draw their images by it, too."""
+    return replace(run, seed=0, subset=replace(run.subset, seed=0))
 
 
 def compare(name: str, record: Record, again: Record, accuracies: list[float]) -> Check:
     """Compare two trainings of one run whose weights differ; `accuracies` are those of all recorded seeds."""
     change = again.outcome["accuracy"] - record.outcome["accuracy"]
     here, there = again.provenance, record.provenance
-    same = (here["machine"], here["versions"]) == (there["machine"], there["versions"])
-    if same:
-        return Check(name, False, f"differs by {100 * change:+.2f} points on the same kind of machine and versions")
+    differs = f"differs by {100 * change:+.2f} points"
+    if (here["machine"], here["versions"]) == (there["machine"], there["versions"]):
+        return Check(name, False, f"{differs} on the same kind of machine and versions")
     if len(accuracies) < 3:
-        return Check(name, True, f"differs by {100 * change:+.2f} points; too few seeds are recorded to judge it")
+        return Check(name, None, f"{differs}; too few seeds are recorded to judge it")
     # The difference of two independent runs has twice the variance of one.
     limit = stats.t.ppf(0.5 + CONFIDENCE / 2, len(accuracies) - 1) * np.std(accuracies, ddof=1) * 2**0.5
-    return Check(
-        name,
-        bool(abs(change) <= limit),
-        f"differs by {100 * change:+.2f} points on another machine or versions; seeds explain {100 * limit:.2f}",
-    )
+    # Records older than this field may be of the same kind of machine or of another one.
+    unknown = "generation" in here["machine"] and "generation" not in there["machine"]
+    where = "on a processor whose generation is not recorded" if unknown else "on another machine or versions"
+    return Check(name, bool(abs(change) <= limit), f"{differs} {where}; seeds explain {100 * limit:.2f}")
 
 
 def verify_figures(folder: Path, store: Store) -> Iterator[Check]:

@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from igkd import training
+from igkd import device, training
 from igkd.attribution import _integrals
 from igkd.device import Compute, Replayed
 from igkd.methods import Method
@@ -246,3 +246,15 @@ def test_on_a_gpu_a_step_that_reads_a_value_back_is_run_plainly(tmp_path):
     process.start()
     process.join()
     assert process.exitcode == 0
+
+
+def test_a_record_tells_generations_of_a_processor_apart(tmp_path, monkeypatch):
+    """As Linux lists a Cascade Lake, whose family and model a Skylake shares."""
+    listed = "processor\t: 0\ncpu family\t: 6\nmodel\t\t: 85\nmodel name\t: Xeon: a name\nstepping\t: 7\n\n"
+    (tmp_path / "cpuinfo").write_text(listed + listed.replace(": 0", ": 1"))
+    monkeypatch.setattr(device, "CPUINFO", tmp_path / "cpuinfo")
+    about = Compute("cpu", False).describe()
+    assert (about["name"], about["generation"]) == ("Xeon: a name", "cpu family 6, model 85, stepping 7")
+    monkeypatch.setattr(device, "CPUINFO", tmp_path / "none")  # elsewhere than on Linux
+    about = Compute("cpu", False).describe()
+    assert about["name"] and "generation" not in about

@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN = small_run(small_images())
 
 
-def record(accuracy, weights="0", machine="one"):
-    return Record(RUN, {"accuracy": accuracy, "weights": weights}, {"machine": machine, "versions": {}, "seconds": 1})
+def record(accuracy, weights="0", machine="one", **fields):
+    provenance = {"machine": {"name": machine} | fields, "versions": {}, "seconds": 1}
+    return Record(RUN, {"accuracy": accuracy, "weights": weights}, provenance)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,30 @@ def test_another_machine_is_judged_by_the_spread_of_seeds():
     assert compare("x", there, record(0.9 - 0.162, "b", "two"), spread).holds
     assert not compare("x", there, record(0.9 - 0.163, "b", "two"), spread).holds
     assert not compare("x", there, record(0.9001, "b", "one"), spread).holds  # the same machine must be equal
-    assert "too few seeds" in compare("x", there, record(0.5, "b", "two"), spread[:2]).detail
+    few = compare("x", there, record(0.5, "b", "two"), spread[:2])
+    assert few.holds is None and "too few seeds" in few.detail
+
+
+def test_a_record_that_does_not_name_the_generation_is_judged_as_of_another_machine():
+    here = record(0.88, "b", "one", generation="cpu family 26, model 2")
+    check = compare("x", record(0.9, "a", "one"), here, [0.89, 0.89, 0.91])
+    assert check.holds and "generation is not recorded" in check.detail
+    assert not compare("x", record(0.7, "a", "one"), here, [0.89, 0.89, 0.91]).holds
+
+
+def test_monte_carlo_runs_are_judged_by_those_on_other_subsets(tmp_path):
+    """Other seeds draw other images, and are the same experiment all the same."""
+    study = Study("demo", device="cpu", root=tmp_path, log=lambda line: None, jobs=1)
+    students = [item for item in experiments.monte_carlo(study.plan) if item.labels["arm"] == "Student"]
+    shared = {item.labels["seed"]: item for item in students}
+    for seed, item in shared.items():
+        made_up = {"accuracy": 0.1 + seed / 1000, "weights": "0", "n_train": 384, "n_test": 450}
+        provenance = {"machine": {"name": "another"}, "versions": {}, "seconds": 1}
+        study.store.add(Record(item.run, made_up, provenance), "monte_carlo")
+    study.planned = lambda: students
+    [check] = verify_runs(study, 1, np.random.default_rng(0))
+    # A tenth of the accuracy of the run trained here, and far outside of what the made-up seeds span.
+    assert len(shared) >= 3 and check.holds is False and "seeds explain" in check.detail
 
 
 def test_figures_are_compared_with_the_records(study, tmp_path):
@@ -107,3 +131,10 @@ def test_shipped_weights_are_those_of_their_records(path):
     record = store.find(weights_metadata(path)["run"])
     model = load_weights(path, len(record.outcome["per_class_accuracy"]))
     assert state_digest(model) == record.outcome["weights"]
+
+
+def test_evaluations_on_other_images_are_of_the_networks_that_the_records_are_of():
+    store = Store(ROOT / "records", ROOT / "build", ROOT / "weights")
+    kept = [json.loads(path.read_text()) for path in (ROOT / "records" / "shift").glob("*/*.json")]
+    others = [each["run"] for each in kept if store.find(each["run"]).outcome["weights"] != each["weights"]]
+    assert kept and not others
