@@ -5,8 +5,9 @@ A claim is examined on records alone; nothing is trained here. The rule for a cl
 - *not reproduced* if the 95 % interval of the paired difference lies below the smallest gain that would still bear the
   claim out (`Claim.relevant`),
 - *reproduced* if it lies above 0 and is not below that gain,
-- *inconclusive* in all other cases, among them fewer runs than declared (an interval that is looked at until it
-  pleases is no interval) and runs of another size than the claim is about.
+- *inconclusive* if it decides neither,
+- *open* where the claim is not examined yet: with fewer runs than declared (an interval that is looked at until it
+  pleases is no interval) and with runs of another size than the claim is about.
 """
 
 import html
@@ -25,7 +26,9 @@ from igkd.models import MobileNetV2, compression_factor
 from igkd.notebooks import find_notebooks
 from igkd.runs import records_digest
 
-REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
+REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, OPEN = "reproduced", "not reproduced", "inconclusive", "open"
+#: Why a claim is open whose runs are smaller than it.
+ANOTHER_SIZE = "another size than the claim is about; the paper profile comes nearest"
 #: The largest change by attention transfer that would not matter, as a fraction; the paper names no size for its gain.
 SMALLEST_GAIN_OF_ATTENTION = 0.002
 #: What most of the claims are about, for the top of a notebook, beside what its profile is of.
@@ -95,9 +98,9 @@ class Finding:
     n : int
         Pairs of runs, or rounds of a measurement; 0 where none is needed, or none is recorded.
     data : str
-    verdict : {"reproduced", "not reproduced", "inconclusive"}
+    verdict : {"reproduced", "not reproduced", "inconclusive", "open"}
     why : str
-        What the verdict rests on; for an inconclusive one what would settle it.
+        What the verdict rests on; for an inconclusive or open one what would settle it.
     digest : str
         Of the records; empty without.
     released : Finding or None
@@ -141,6 +144,7 @@ def gain(
     reference: str,
     relevant: float,
     measured: pd.DataFrame | None = None,
+    scored: str = "",
 ) -> Finding:
     """Examine a claim that one arm is ahead of another.
 
@@ -157,6 +161,8 @@ def gain(
         Smallest gain that would bear the claim out, a fraction.
     measured : DataFrame, optional
         In place of the runs' test accuracies: ``arm``, ``seed``, ``key``, ``accuracy``, ``n_train``, one row a run.
+    scored : str
+        On which images these were measured, as it goes on after the description of the data.
     """
     declared = [item for item in declared if item.labels["arm"] in (arm, reference)]
     wanted = len({item.labels["seed"] for item in declared})
@@ -168,27 +174,34 @@ def gain(
     command = f"python run_all.py --profile {study.profile.name} --only {claim.notebook} {how}"
     if len(pairs) < 2:
         why = f"{len(pairs)} of {wanted} declared pairs of runs are recorded; more: {command}"
-        return Finding(claim, stated, None, None, None, "points", len(pairs), "", INCONCLUSIVE, why)
+        return Finding(claim, stated, None, None, None, "points", len(pairs), "", OPEN, why)
     used = table[table.seed.isin(pairs.index)]
-    found = statistics.compare(pairs[arm], pairs[reference], paired=True, names=(arm, reference))
-    data = f"{study.profile.dataset}, {used.n_train.iloc[0]:,} images, {study.profile.blocks_removed} blocks removed"
-    verdict = judge_gain(found.low, found.high, relevant)
-    if not study.profile.full_size:
-        verdict, why = INCONCLUSIVE, "another size than the claim is about; the paper profile settles it"
+    found = statistics.compare_recorded(used, [(arm, reference)], pair_by="seed").iloc[0]
+    interval = (None, None) if pd.isna(found.low) else (100 * found.low, 100 * found.high)
+    data = (
+        f"{study.data_name}, {used.n_train.iloc[0]:,} images, {study.profile.blocks_removed} blocks removed, "
+        f"{study.profile.recipe.num_epochs} epochs{scored}"
+    )
+    if not study.full_size:
+        verdict, why = OPEN, ANOTHER_SIZE
     elif len(pairs) < wanted:
-        verdict, why = INCONCLUSIVE, f"{len(pairs)} of {wanted} declared pairs are recorded; more: {command}"
-    elif verdict == INCONCLUSIVE:
+        verdict, why = OPEN, f"{len(pairs)} of {wanted} declared pairs are recorded; more: {command}"
+    elif interval[0] is None:
+        verdict, why = INCONCLUSIVE, "the pairs do not vary, so chance cannot be judged; more seeds"
+    else:
+        verdict = judge_gain(found.low, found.high, relevant)
         spread = float((pairs[arm] - pairs[reference]).std())
         needed = statistics.runs_needed(relevant, spread, paired=True)
-        why = f"a gain of {100 * relevant:.2f} points needs {needed} pairs to be seen with 80 % power"
-    else:
-        why = claim.criterion
+        why = {
+            REPRODUCED: f"the interval lies above 0 and reaches {100 * relevant:.2f} points",
+            NOT_REPRODUCED: f"the interval ends below {100 * relevant:.2f} points",
+            INCONCLUSIVE: f"a gain of {100 * relevant:.2f} points needs {needed} pairs to be seen with 80 % power",
+        }[verdict]
     return Finding(
         claim,
         stated,
         100 * found.difference,
-        100 * found.low,
-        100 * found.high,
+        *interval,
         "points",
         len(pairs),
         data,
@@ -218,16 +231,22 @@ def _c1(study: Study) -> Finding:
     claim = Claim(
         "C1",
         "KD+IG reaches 92.6 % with 4.1x fewer parameters, 1.1 points above the student alone, p < 0.001",
-        f"the 95 % interval of KD+IG - Student lies above 0 and reaches half the claimed gain, {claimed / 2:.2f} points",
+        "the 95 % interval of KD+IG - Student lies above 0 and its upper end reaches half the claimed gain, "
+        f"{claimed / 2:.2f} points",
         "03",
         "The runs",
     )
     runs = published.ablation_runs().groupby("arm").accuracy.mean()
     stated = (
-        f"{claimed:+.2f} points (best of 10 against best of 10); means: "
+        f"{claimed:+.1f} points (best of 10 against best of 10); means: "
         f"{100 * (runs['KD+IG'] - runs['Student']):+.2f} points"
     )
     return with_released(claim, stated, study, experiments.arms(study.plan), "KD+IG", "Student", claimed / 200)
+
+
+def _short(passes: bool) -> str:
+    """For a published value, said beside the criterion that ours is judged by."""
+    return "" if passes else ", which would not pass the criterion"
 
 
 def judge_ratio(low: float, high: float, needed: float) -> str:
@@ -253,24 +272,27 @@ def _c2(study: Study) -> Finding:
     for path in study.latency_files:
         if path.exists():
             table, machine = read_measurement(path, "steady_state")
-            found = table[(table.blocks_removed == 5) & (table.width == 1) & (table.batch_size == 1)]
-            if len(found) == 1:
-                return _latency_finding(claim, stated, found.iloc[0], machine, needed)
+            found = table[(table.blocks_removed == 5) & (table.width == 1)].set_index("batch_size")
+            if 1 in found.index:
+                return _latency_finding(claim, stated, found, machine, needed)
     teacher, student = (multiply_accumulates(MobileNetV2(10, cut), (32, 32)) for cut in (0, 5))
     why = (
         "this counts multiply-accumulates; latency is not measured yet: "
         f"python run_all.py --profile {study.profile.name} --only 07"
     )
-    return Finding(claim, stated, teacher / student, None, None, "times", 0, "counted", INCONCLUSIVE, why)
+    return Finding(claim, stated, teacher / student, None, None, "times", 0, "counted", OPEN, why)
 
 
-def _latency_finding(claim: Claim, stated: str, row: pd.Series, machine: dict, needed: float) -> Finding:
+def _latency_finding(claim: Claim, stated: str, found: pd.DataFrame, machine: dict, needed: float) -> Finding:
+    row = found.loc[1]
     verdict = judge_ratio(row.ratio_low, row.ratio_high, needed)
+    others = "".join(f"; {each.ratio:.2f} for batches of {size}" for size, each in found.iterrows() if size != 1)
     why = {
         REPRODUCED: claim.criterion,
         NOT_REPRODUCED: f"less than {needed:.1f} times on this machine; the published times are of another one",
         INCONCLUSIVE: "the interval of the ratio holds that factor; more repetitions",
     }[verdict]
+    why += others
     threads = f"{machine['threads']} thread" + "s" * (machine["threads"] != 1)
     data = f"{row.n:.0f} rounds, {machine['device']}, {machine['name']}, {threads}"
     return Finding(claim, stated, row.ratio, row.ratio_low, row.ratio_high, "times", int(row.n), data, verdict, why)
@@ -281,13 +303,13 @@ def _c3(study: Study) -> Finding:
     claim = Claim(
         "C3",
         "attention transfer is complementary: it helps when combined with KD and IG",
-        f"the 95 % interval of KD+IG+AT - KD+IG lies above 0 and reaches {100 * smallest:.1f} points",
+        f"the 95 % interval of KD+IG+AT - KD+IG lies above 0 and its upper end reaches {100 * smallest:.1f} points",
         "04",
         "Pairs of arms",
     )
     runs = published.ablation_runs().groupby("arm").accuracy.mean()
     gain = 100 * (runs["KD+IG+AT"] - runs["KD+IG"])
-    stated = f"no size stated; means of the published runs, KD+IG+AT less KD+IG: {gain:+.2f} points"
+    stated = f"no size stated; means of the published runs, KD+IG+AT less KD+IG: {gain:+.2f} points{_short(gain > 0)}"
     return with_released(claim, stated, study, experiments.factorial(study.plan), "KD+IG+AT", "KD+IG", smallest)
 
 
@@ -297,8 +319,8 @@ def _c4(study: Study) -> Finding:
     claim = Claim(
         "C4",
         "Monte Carlo runs on random 80 % subsets confirm the gain",
-        "the 95 % interval of KD+IG - Student on the same subsets lies above 0 and reaches half the published "
-        f"difference, {50 * difference:.2f} points",
+        "the 95 % interval of KD+IG - Student on the same subsets lies above 0 and its upper end reaches half the "
+        f"published difference, {50 * difference:.2f} points",
         "05",
         "Pairs: arms on the same subset",
     )
@@ -314,12 +336,16 @@ def _c5(study: Study) -> Finding:
         "C5",
         "IG-based distillation is ahead over compression factors 2.2x to 1122x",
         "KD+IG - Student, paired by seed, is above 0 in the mean at each of the eight factors, and the 95 % interval of "
-        f"its mean over the factors lies above 0 and reaches half the published mean, {100 * relevant:.2f} points; "
+        f"its mean over the factors lies above 0 and its upper end reaches half the published mean, "
+        f"{100 * relevant:.2f} points; "
         "being behind at one factor (p < 0.05, Holm) speaks against it",
         "07",
         "Accuracy against compression factor (C5)",
     )
-    stated = f"{100 * ahead.mean():+.2f} points in the mean of Table 13; ahead at {(ahead > 0).sum()} of {len(ahead)} factors"
+    stated = (
+        f"{100 * ahead.mean():+.2f} points in the mean of Table 13; ahead at {(ahead > 0).sum()} of {len(ahead)} "
+        f"factors{_short((ahead > 0).all())}"
+    )
     declared = [
         item
         for item in experiments.sweep(study.plan)
@@ -338,15 +364,18 @@ def _c5(study: Study) -> Finding:
     if len(pairs) < 2:
         why = f"{len(pairs)} of {wanted} declared seeds are recorded at all {len(cuts)} factors"
         why += f"; more: {command}" if len(pairs) < wanted else "; an interval needs two"
-        return Finding(claim, stated, None, None, None, "points", len(pairs), "", INCONCLUSIVE, why)
+        return Finding(claim, stated, None, None, None, "points", len(pairs), "", OPEN, why)
     used = table[table.seed.isin(pairs.index)]
     gains = pairs.xs("KD+IG", axis=1, level="arm") - pairs.xs("Student", axis=1, level="arm")
     verdict, why, interval = judge_factors(gains, relevant)
-    if not (study.profile.full_size and study.profile.sweep.share == 1 and len(cuts) == len(theirs)):
-        verdict, why = INCONCLUSIVE, "another size than the claim is about; the paper profile settles it"
+    if not (study.full_size and study.profile.sweep.share == 1 and len(cuts) == len(theirs)):
+        verdict, why = OPEN, ANOTHER_SIZE
     elif len(pairs) < wanted:
-        verdict, why = INCONCLUSIVE, f"{len(pairs)} of {wanted} declared seeds are recorded; more: {command}"
-    data = f"{study.profile.dataset}, {used.n_train.iloc[0]:,} images, {len(cuts)} factors"
+        verdict, why = OPEN, f"{len(pairs)} of {wanted} declared seeds are recorded; more: {command}"
+    data = (
+        f"{study.data_name}, {used.n_train.iloc[0]:,} images, {len(cuts)} factors, "
+        f"{study.profile.recipe.num_epochs} epochs"
+    )
     low, high = (None if pd.isna(each) else 100 * each for each in interval)
     estimate = 100 * float(gains.to_numpy().mean())
     return Finding(claim, stated, estimate, low, high, "points", len(pairs), data, verdict, why, records_digest(used))
@@ -397,7 +426,7 @@ def _c6(study: Study) -> Finding:
         "C6",
         "it generalises to an ImageNet subset aligned with the CIFAR-10 classes",
         "on the images of all mapped classes, whether or not the teacher gets them right, the 95 % interval of KD+IG - "
-        "Student in balanced accuracy lies above 0 and reaches half the published difference, "
+        "Student in balanced accuracy lies above 0 and its upper end reaches half the published difference, "
         f"{50 * balanced:.2f} points",
         "06",
         "Zero-shot accuracy",
@@ -408,11 +437,12 @@ def _c6(study: Study) -> Finding:
     )
     declared = [item for item in experiments.factorial(study.plan) if item.labels["arm"] in ("KD+IG", "Student")]
     seen, runs = shift.kept(study, declared, "imagenet"), study.table(declared)
-    measured = pd.DataFrame()
+    measured, scored = pd.DataFrame(), ""
     if not seen.empty and not runs.empty:
         measured = seen[seen.condition == shift.ALL].merge(runs[["key", "n_train"]], on="key")
         measured = measured.assign(accuracy=measured.balanced_accuracy)
-    return gain(claim, stated, study, declared, "KD+IG", "Student", balanced / 2, measured)
+        scored = f"; scored on {seen.images.iloc[0]}"
+    return gain(claim, stated, study, declared, "KD+IG", "Student", balanced / 2, measured, scored)
 
 
 def _c7(study: Study) -> Finding:
@@ -531,7 +561,8 @@ def sections(findings: list[Finding], title: str) -> list[tuple[str, str, pd.Dat
             "Published statistics, computed anew from published data",
             f"{agree} of {len(stated)} agree: some value in the range that the rounding of the published inputs leaves "
             "rounds to the published one. A difference is a finding about how two published numbers relate, not about "
-            "which of them is right.",
+            "which of them is right; several can have one cause, as the notes say (a pair of bars that stand in each "
+            "other's place counts four times), and two sets of runs of one method need not agree within rounding.",
             rows(stated),
         ),
         ("Statistics that follow from published data and are not stated", "", rows(unstated)),
@@ -565,12 +596,12 @@ def to_markdown(parts: list[tuple[str, str, pd.DataFrame]]) -> str:
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:110em;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{border-bottom:1px solid #ddd;padding:.35em .6em;text-align:left;
 vertical-align:top}th{background:#f5f5f5;position:sticky;top:0}.reproduced{background:#d9f0d9}
-.not-reproduced,.no{background:#f6d9d5}.inconclusive{background:#fbf1cf}"""
+.not-reproduced,.no{background:#f6d9d5}.inconclusive{background:#fbf1cf}.open{background:#eee}"""
 
 
 def to_html(parts: list[tuple[str, str, pd.DataFrame]]) -> str:
     """The ledger as one HTML file that needs nothing else."""
-    marked = {REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, "no"}
+    marked = {REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, OPEN, "no"}
     body = []
     for heading, text, table in parts:
         head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)

@@ -38,6 +38,8 @@ from igkd.training import takes_long, train, trains_alone
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED_TEACHER = "teacher-cifar10.safetensors"
+#: Training images of CIFAR-10 that make a study one of the paper's size.
+FULL_SIZE = 40_000
 #: The environment variable that names a file into which progress is written, for whoever shows it.
 PROGRESS = "IGKD_PROGRESS"
 #: Trains runs of a study as long as there is time to start another, says what is being done, and gives each that was
@@ -151,6 +153,15 @@ class Study:
     def data_name(self) -> str:
         """Name of the images, as it is written."""
         return {"cifar10": "CIFAR-10"}.get(self.images.name, self.images.name)
+
+    @property
+    def full_size(self) -> bool:
+        """Whether it is of the size that the paper's claims are about: a student at 4.12x, on CIFAR-10.
+
+        At least 40,000 training images count, as many as the paper's Monte Carlo runs have.
+        """
+        cifar10 = self.images.name == "cifar10" and self.images.n_train >= FULL_SIZE
+        return cifar10 and self.profile.blocks_removed == 5
 
     def describe_data(self) -> str:
         """Name and numbers of the images, for captions."""

@@ -134,11 +134,6 @@ class Profile:
     sweep: Sweep
     control_variants: tuple[str, ...] = tuple(variant for variant in VARIANTS if variant != "online")
 
-    @property
-    def full_size(self) -> bool:
-        """Whether it is of the size that the paper's claims are about: all of CIFAR-10, 4.12x."""
-        return self.dataset == "cifar10" and self.take is None and self.blocks_removed == 5
-
 
 PROFILES = {
     profile.name: profile
