@@ -8,7 +8,9 @@ from scipy import special, stats
 from igkd import experiments, findings, published
 from igkd.engine import Study
 from igkd.errors import MissingImages
+from igkd.experiments import PROFILES
 from igkd.images import CIFAR10_CLASSES, RecordedImages
+from igkd.methods import ARMS
 from igkd.runs import Record
 
 
@@ -27,7 +29,7 @@ def study(tmp_path):
 
 def keep(study, planned, accuracy):
     for item in planned:
-        outcome = {"accuracy": accuracy(item.labels["arm"], item.labels["seed"]), "n_train": 2000, "n_test": 10_000}
+        outcome = {"accuracy": accuracy(item.labels["arm"], item.labels["seed"]), "n_train": 2000, "n_test": 10_000, "history": []}
         study.store.add(Record(item.run, outcome, {"seconds": 1.0}), item.experiment)
 
 
@@ -67,7 +69,38 @@ def test_gains_with_two_recipes_are_paired_by_seed(study):
 def test_no_gains_before_the_papers_recipe_is_recorded(study):
     keep(study, of_seeds(experiments.arms(study.plan), range(3)), with_gains(OWN, 0.4))
     assert findings.recipe_gains(study).empty
-    assert not [sentence for sentence in findings.findings(study) if "recipe" in sentence]
+    keep(study, of_seeds(experiments.recipe_arms(study.plan), range(3))[1::4], with_gains(PAPERS, 0.3))  # KD alone
+    assert findings.recipe_gains(study).empty
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_what_is_not_recorded_is_left_out(profile, tmp_path):
+    about = findings.findings(study_of(profile, 2000, tmp_path))
+    assert list(about) == ["In the published numbers"]
+    assert "+0.83 points" in about["In the published numbers"][0]  # 92.018 - 91.184, facts of the released runs
+
+
+def test_a_single_run_of_each_arm_gives_no_sentence_about_it(study):
+    everything = [experiments.factorial, experiments.controls, experiments.monte_carlo, experiments.steps]
+    for experiment in everything:
+        keep(study, of_seeds(experiment(study.plan), [0]), lambda arm, seed: 0.4)
+    assert list(findings.findings(study)) == ["In the published numbers"]
+
+
+def test_the_effect_of_the_overlay_is_averaged_over_the_other_ingredients(study):
+    assert findings.overlay_effect(study) is None
+    added = {"KD": 0.01, "IG": -0.02, "AT": 0.005}
+    noise = np.random.default_rng(0).normal(0, 0.003, (len(ARMS), 3))
+
+    def accuracy(arm, seed):
+        present = arm.split("+") if arm != "Student" else []
+        return 0.4 + seed / 100 + sum(added[part] for part in present) + noise[list(ARMS).index(arm), seed]
+
+    keep(study, of_seeds(experiments.factorial(study.plan), range(3)), accuracy)
+    table = study.table(experiments.factorial(study.plan))
+    by_hand = table.accuracy[table.arm.str.contains("IG")].mean() - table.accuracy[~table.arm.str.contains("IG")].mean()
+    effect = findings.overlay_effect(study)
+    assert effect.estimate == pytest.approx(by_hand) and effect.low < by_hand < effect.high and effect.n == 24
 
 
 def test_gradient_shares_of_an_epoch_add_up_to_one_over_the_terms_that_it_has():
@@ -103,6 +136,9 @@ def test_gains_of_the_sweep_need_two_pairs(study):
 
 def test_the_papers_size_is_judged_from_two_pairs_on(tmp_path):
     study = study_of("paper", 40_000, tmp_path)
+    teacher = experiments.teacher_run(study.fingerprint, study.profile.teacher)
+    study.plan = experiments.Plan(study.profile, study.fingerprint, teacher.key)
+    study.store.add(Record(teacher, {"accuracy": 0.915, "n_train": 40_000}, {"seconds": 1.0}), "teacher")
     keep(study, of_seeds(experiments.arms(study.plan), [0]), lambda arm, seed: 0.9)
     [sentence] = findings._of_the_papers_size(study)
     assert "IG 90.00% (n = 1)" in sentence and "Single runs do not tell them apart" in sentence
@@ -112,5 +148,5 @@ def test_the_papers_size_is_judged_from_two_pairs_on(tmp_path):
         keep(study, pair, lambda arm, seed: 0.9 + seed / 1000 + (gains[seed] if arm == "KD+IG" else 0.0))
     [sentence] = findings._of_the_papers_size(study)
     half = stats.t.ppf(0.975, 2) * np.std(gains, ddof=1) / 3**0.5
-    assert f"+0.20 points [{0.2 - 100 * half:+.2f}, {0.2 + 100 * half:+.2f}] (3 pairs of 10" in sentence
-    assert "published +1.24" in sentence  # the means of the paper's Monte Carlo table, 91.29 - 90.05
+    assert f"+0.20 points [{0.2 - 100 * half:+.2f}, {0.2 + 100 * half:+.2f}], 3 of 10 declared pairs" in sentence
+    assert "published means: +1.24" in sentence  # the means of the paper's Monte Carlo table, 91.29 - 90.05
