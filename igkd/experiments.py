@@ -384,8 +384,9 @@ def recipes(plan: Plan) -> list[Planned]:
 
 def recipe_arms(plan: Plan) -> list[Planned]:
     """The arms with the paper's recipe, of the seeds that also have the profile's: do arms differ alike under both?"""
+    paper = _paper_recipe(plan)
     return [
-        Planned("recipes", item.labels, replace(item.run, recipe=_paper_recipe(plan)))
+        Planned("recipes", item.labels | {"num_epochs": paper.num_epochs}, replace(item.run, recipe=paper))
         for item in arms(plan)
         if item.labels["seed"] < plan.profile.num_recipe_seeds
     ]

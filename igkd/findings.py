@@ -8,7 +8,6 @@ from igkd.cost import read_measurement
 from igkd.engine import Study
 from igkd.errors import MissingImages
 from igkd.losses import fitted_loss
-from igkd.methods import Recipe
 from igkd.models import compression_factor
 
 #: What an attention loss of 8x8 maps is at most (`igkd.losses.attention_loss`).
@@ -149,7 +148,7 @@ def recipe_gains(study: Study) -> pd.DataFrame:
         declared_arms = dict.fromkeys(item.labels["arm"] for item in declared)
         by_arm = runs.pivot(index="seed", columns="arm", values="accuracy").reindex(columns=declared_arms)
         gain = by_arm.drop(columns="Student").sub(by_arm["Student"], axis=0).dropna()
-        found.append(gain.melt(value_name="gain", ignore_index=False).assign(recipe=_recipe(declared[0].run.recipe)))
+        found.append(gain.melt(value_name="gain", ignore_index=False).assign(recipe=declared[0].run.recipe.name))
     gains = pd.concat(found).reset_index()
     gains = gains[gains.groupby(["arm", "seed"]).gain.transform("size") == 2]
     places = {arm: place for place, arm in enumerate(experiments.ARMS)}
@@ -175,11 +174,6 @@ def recipe_changes(gains: pd.DataFrame) -> pd.DataFrame:
     arms = gains.arm.unique()
     pairs = [(arm + paper, arm + own) for arm in arms]
     return statistics.compare_pairs(named, pairs, pair_by="seed", value="gain").assign(arm=arms, reference=own)
-
-
-def _recipe(recipe: Recipe) -> str:
-    schedule = "one cycle of" if recipe.one_cycle else "constant"
-    return f"{recipe.num_epochs} epochs, {schedule} {recipe.optimizer.upper() if recipe.optimizer == 'sgd' else 'Adam'}"
 
 
 def published_gain() -> tuple[statistics.Comparison, float]:

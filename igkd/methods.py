@@ -67,6 +67,9 @@ ARMS = {
 }
 
 
+_OPTIMIZERS = {"adam": "Adam", "sgd": "SGD"}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How the weights are fitted.
@@ -95,8 +98,14 @@ class Recipe:
     weight_decay: float = 5e-4
     padding: int = 4
 
+    @property
+    def name(self) -> str:
+        """In a few words."""
+        rate = "in one cycle" if self.one_cycle else "at a constant rate"
+        return f"{self.num_epochs} epochs, {_OPTIMIZERS[self.optimizer]} {rate}, batches of {self.batch_size}"
+
     def __post_init__(self):
-        if self.optimizer not in ("adam", "sgd"):
+        if self.optimizer not in _OPTIMIZERS:
             raise InputError(f"no optimizer {self.optimizer!r}; choose adam or sgd")
 
 
