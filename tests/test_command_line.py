@@ -122,8 +122,8 @@ def test_as_a_program(problem):
     for arguments in (
         ["evaluate", "--weights", str(folder / "none.pt"), "--data", str(data)],
         ["evaluate", "--weights", str(folder / "text.pt"), "--data", str(data)],
-        # of CIFAR-10, not of the digits
-        ["export", "--run", "f9d3dd852b66866c", "--onnx", str(folder / "digits.onnx")],
+        # of CIFAR-10, not of these
+        ["export", "--run", "f9d3dd852b66866c", "--onnx", str(folder / "x.onnx"), "--data", str(data)],
         ["export", "--run", "f9d3dd852b66866c", "--onnx", str(folder)],
         ["export", "--run", "f9d3dd852b66866c", "--onnx", str(folder / "nowhere" / "x.onnx")],
         ["cut", "--data", str(data), "--npz", str(folder / "cut.npz")],  # which has no 40,000 images
