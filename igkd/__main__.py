@@ -2,6 +2,7 @@
 records from CIFAR-10's official files, readme renews README.md and docs/."""
 
 import argparse
+import io
 import os
 import sys
 from contextlib import suppress
@@ -41,9 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     cut.add_argument("--npz", required=True, metavar="FILE", help="where to write it")
     commands.add_parser("readme", help="make the generated parts of README.md and docs/ anew")
     options = parser.parse_args(arguments)
-    if options.command == "readme":
-        return renew_readme()
     try:
+        if options.command == "readme":
+            return renew_readme()
         if options.command == "export":
             return export_run(options.run, options.onnx, options.int8, options.data)
         if options.command == "cut":
@@ -192,11 +193,17 @@ def write_cut(data: str, path: str) -> int:
     import numpy as np
 
     from igkd.images import cut_official, load_images
+    from igkd.runs import write_atomically
 
     _check_writable(path)
     if not path.endswith(".npz"):
         raise InputError(f"{path} would not be taken for an image set; give it a name that ends in .npz")
-    np.savez(path, **cut_official(load_images("cifar10", data)))
+    content = io.BytesIO()
+    np.savez(content, **cut_official(load_images("cifar10", data)))
+    try:
+        write_atomically(Path(path), content.getbuffer())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error}); make room, or give another file") from error
     images = load_images("cifar10", path)
     print(f"written            {path}, {Path(path).stat().st_size / 1e6:.0f} MB")
     print(f"images             {images.n_train:,} to train on, {images.n_test:,} to test on")
@@ -207,7 +214,8 @@ def write_cut(data: str, path: str) -> int:
 def _check_writable(path: str) -> None:
     """Refuse a file that cannot be written, before anything is computed for it."""
     folder = Path(path).resolve().parent
-    if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    locked = Path(path).exists() and not os.access(path, os.W_OK)
+    if Path(path).is_dir() or locked or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(f"{path} cannot be written; give a file in a folder that is there and may be written to")
 
 

@@ -374,6 +374,6 @@ def _restore(path: Path, model, optimizer, scheduler, log) -> tuple[list, float]
         scheduler.load_state_dict(state["scheduler"])
     except Exception as error:  # torch.load raises pickle, zip and runtime errors alike
         path.unlink()
-        raise TrainingError(f"the checkpoint {path.name} was damaged ({error}) and is removed; start again") from error
+        raise TrainingError(f"the checkpoint {path.name} was damaged and is removed; start again") from error
     log(f"goes on after epoch {len(state['history'])}")
     return state["history"], state["seconds"]

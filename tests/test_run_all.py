@@ -143,6 +143,22 @@ def test_input_that_the_study_refuses(repository):
     assert done.stderr == "run_all.py: no profile 'huge'; choose one of: demo, laptop, paper\n"
 
 
+def test_a_training_that_fails_while_records_are_verified_is_one_line(tmp_path):
+    shutil.copytree(REPOSITORY / "igkd", tmp_path / "igkd", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "run_all.py", tmp_path)
+    write_notebook(tmp_path / "notebooks" / "00_start.ipynb", "Start here")
+    study = Study("demo", root=tmp_path, device="cpu", log=lambda line: None)
+    item = next(item for item in study.planned() if item.run.signals)
+    study.store.add(Record(item.run, {"accuracy": 0.9}, {}), item.experiment)
+    damaged = study.store.checkpoint_path(item.run.signals.teacher)
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("no checkpoint")
+    done = run_all(tmp_path, "--verify", "1")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("run_all.py: 1 of 1 runs failed") and "was damaged" in done.stderr
+
+
 def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on(repository):
     pid_file = repository / "kernel"
     process = subprocess.Popen(
