@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from igkd import doctor, outlook
 from igkd.engine import Study
 from igkd.errors import InputError
-from igkd.notebooks import Notebook, check_parameters, publish, with_outputs
+from igkd.notebooks import Notebook, check_parameters, execute, publish, with_outputs
 from igkd.progress import duration, remaining
 from igkd.runs import Record
 
@@ -179,6 +180,20 @@ def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on(repository):
     assert "Traceback" not in out + err
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)
+
+
+def test_a_kernel_is_known_by_its_number_only_while_it_runs(tmp_path):
+    wait = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.1)\nprint(os.getpid())"
+    notebook, copy, kernels = write_notebook(tmp_path / "00_wait.ipynb", "Wait", wait), tmp_path / "copy.ipynb", []
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(execute, notebook, copy, {}, tmp_path, kernels=kernels)
+        while not kernels and not running.done():
+            time.sleep(0.1)
+        known = list(kernels)
+        (tmp_path / "go").touch()
+    assert running.result().error is None
+    assert known == [int(nbformat.read(copy, 4).cells[-1].outputs[0].text)]
+    assert kernels == []
 
 
 def test_list_needs_neither_torch_nor_papermill(repository):
