@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, recall_score
 
 from igkd.__main__ import main
-from igkd.images import CIFAR10_CLASSES, CIFAR10_MEAN_STD
+from igkd.images import CIFAR10_CLASSES, CIFAR10_MEAN_STD, load_images
 from igkd.models import MobileNetV2, pack_weights
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -129,6 +129,26 @@ def many(tmp_path_factory):
     path = tmp_path_factory.mktemp("many") / "images.npz"
     np.savez(path, class_names=np.array(CIFAR10_CLASSES), **arrays)
     return path, arrays
+
+
+def test_a_cut_is_the_training_images_alone_in_their_order(many, tmp_path, capsys):
+    data, arrays = many
+    path = tmp_path / "cut.npz"
+    path.write_text("what was there before")
+    assert main(["cut", "--data", str(data), "--npz", str(path)]) == 0
+    expected = {
+        "train_images": arrays["train_images"][:40_000],
+        "train_labels": arrays["train_labels"][:40_000],
+        "test_images": arrays["train_images"][40_000:],
+        "test_labels": arrays["train_labels"][40_000:],
+    }
+    with np.load(path) as cut:
+        for name, values in expected.items():
+            np.testing.assert_array_equal(cut[name], values)
+        assert tuple(cut["class_names"]) == CIFAR10_CLASSES
+    said = capsys.readouterr().out
+    assert "40,000 to train on, 10 to test on" in said and load_images("cifar10", path).fingerprint in said
+    assert [each.name for each in tmp_path.iterdir()] == ["cut.npz"]
 
 
 def test_a_cut_for_which_there_is_no_room_leaves_nothing(many, tmp_path):

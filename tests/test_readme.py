@@ -89,7 +89,7 @@ def test_every_command_works(command, checkout):
         assert words[0] == "python"
         words[0] = sys.executable
     if "cut" in words:
-        pytest.skip("the official files are not here; tests/test_images.py cuts others")
+        pytest.skip("the official files are not here; tests/test_command_line.py cuts others")
     if "export" in words:
         at = words.index("--run") + 1
         words[at] = as_if_trained(words[at], checkout)
