@@ -66,7 +66,7 @@ def checkout(tmp_path_factory):
 
 
 def as_if_trained(key, folder):
-    """A record of `checkout` that says its run was of what its profile takes of the images there; the key of the run."""
+    """A record of `checkout` that says its run was of what its profile takes of the images there; its key."""
     store = Store(folder / "records", folder / "build", folder / "weights")
     record = store.find(key)
     (profile,) = (
