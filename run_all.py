@@ -49,6 +49,9 @@ def main() -> int:
     except InputError as error:
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
+    except TrainingError as error:
+        print(f"run_all.py: {error}", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         # Whoever read our output (head, a pager) has closed it; keep Python from flushing into it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

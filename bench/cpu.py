@@ -122,9 +122,12 @@ def waited(seconds: float, rounds: int) -> list[dict]:
         for name, spins in (("short", {}), ("long", {"GOMP_SPINCOUNT": ACTIVE})):
             for busy in (0, 1):
                 beside = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
-                found = in_a_process("--waiting", "--seconds", seconds, env=os.environ | spins)
-                for each in beside:
-                    each.kill()
+                try:
+                    found = in_a_process("--waiting", "--seconds", seconds, env=os.environ | spins)
+                finally:
+                    for each in beside:
+                        each.kill()
+                        each.wait()
                 rows.append({"round": turn, "waits": name, "busy": busy, "gradients_per_second": found})
                 print(rows[-1], flush=True)
     return rows

@@ -2,8 +2,10 @@
 records from CIFAR-10's official files, readme renews README.md and docs/."""
 
 import argparse
+import io
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from igkd.errors import InputError
@@ -34,15 +36,15 @@ def main(arguments: list[str] | None = None) -> int:
     export.add_argument("--run", required=True, metavar="KEY", help="key of its run (file name of the record)")
     export.add_argument("--onnx", required=True, metavar="FILE", help="where to write it")
     export.add_argument("--int8", action="store_true", help="quantise to 8 bits, with ranges from training images")
-    export.add_argument("--data", default="", help="the run's images: a folder or an .npz file (default: the digits)")
+    export.add_argument("--data", default="", help="CIFAR-10 if the run is of it: a folder or an .npz file")
     cut = commands.add_parser("cut", help="write the cut of CIFAR-10's training images that the records are of")
     cut.add_argument("--data", required=True, help="the official files: the folder they are in, or 'download'")
     cut.add_argument("--npz", required=True, metavar="FILE", help="where to write it")
     commands.add_parser("readme", help="make the generated parts of README.md and docs/ anew")
     options = parser.parse_args(arguments)
-    if options.command == "readme":
-        return renew_readme()
     try:
+        if options.command == "readme":
+            return renew_readme()
         if options.command == "export":
             return export_run(options.run, options.onnx, options.int8, options.data)
         if options.command == "cut":
@@ -126,7 +128,8 @@ def export_run(key: str, path: str, int8: bool = False, data: str = "") -> int:
         Where the file is written.
     int8 : bool
     data : path
-        The images of the run; empty for the digits.
+        Where the profile of the run takes its images from; empty for the digits, and for CIFAR-10 where it is looked
+        for (see `igkd.images.load_images`).
 
     Raises
     ------
@@ -136,21 +139,27 @@ def export_run(key: str, path: str, int8: bool = False, data: str = "") -> int:
     from igkd.deploy import export_onnx, predict_onnx, quantize
     from igkd.device import pick_compute
     from igkd.engine import Study
-    from igkd.images import load_images
+    from igkd.experiments import PROFILES
     from igkd.models import load_weights
     from igkd.training import evaluate
 
     _check_writable(path)
-    # The demo's records lie in build/, those of the other profiles in records/.
-    stores = [Study(profile, device="cpu").store for profile in ("demo", "paper")]
-    weights, record = stores[0].find_weights(key), stores[0].find(key) or stores[1].find(key)
-    if weights is None or record is None:
+    # The paper's profile before those that take some of its images: it says what is wrong with the data itself.
+    studies = [Study(profile, data, device="cpu") for profile in reversed(PROFILES)]
+    weights = studies[0].store.find_weights(key)
+    studies = [study for study in studies if study.store.find(key)]
+    if weights is None or not studies:
         raise InputError(f"there are no weights of the run {key} in build/weights/ or weights/; train it first")
-    images = load_images("cifar10", data) if data else load_images("digits")
-    if images.fingerprint != record.run.data:
+    record, given = studies[0].store.find(key), studies[0].images
+    for study in studies:
+        with suppress(InputError):  # a profile may take more images than there are
+            if study.fingerprint == record.run.data:
+                images = study.images
+                break
+    else:
         raise InputError(
             f"the run {key} is of {record.provenance['data']} images with the fingerprint {record.run.data}, not of "
-            f"{images.name} with {images.fingerprint}; give its own with --data"
+            f"{given.name} with {given.fingerprint}; give its own with --data"
         )
     model = load_weights(weights, images.num_classes)
     checked = images.test_images[:1000]
@@ -184,11 +193,17 @@ def write_cut(data: str, path: str) -> int:
     import numpy as np
 
     from igkd.images import cut_official, load_images
+    from igkd.runs import write_atomically
 
     _check_writable(path)
     if not path.endswith(".npz"):
         raise InputError(f"{path} would not be taken for an image set; give it a name that ends in .npz")
-    np.savez(path, **cut_official(load_images("cifar10", data)))
+    content = io.BytesIO()
+    np.savez(content, **cut_official(load_images("cifar10", data)))
+    try:
+        write_atomically(Path(path), content.getbuffer())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error}); make room, or give another file") from error
     images = load_images("cifar10", path)
     print(f"written            {path}, {Path(path).stat().st_size / 1e6:.0f} MB")
     print(f"images             {images.n_train:,} to train on, {images.n_test:,} to test on")
@@ -199,7 +214,8 @@ def write_cut(data: str, path: str) -> int:
 def _check_writable(path: str) -> None:
     """Refuse a file that cannot be written, before anything is computed for it."""
     folder = Path(path).resolve().parent
-    if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    locked = Path(path).exists() and not os.access(path, os.W_OK)
+    if Path(path).is_dir() or locked or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(f"{path} cannot be written; give a file in a folder that is there and may be written to")
 
 

@@ -123,6 +123,9 @@ def _train_all(
         # Ray gets no more than there is place for, so that a budget is about what is started and not what is queued.
         while waiting:
             item = waiting[0]
+            if record := study.store.find(item.run.key):  # another program has trained it since this one looked
+                yield waiting.popleft(), record
+                continue
             alone = trains_alone(item.run)
             # Twenty times 0.05 is more than 1 in floating point.
             if running and any(used[kind] + share > _total(kind) + 1e-6 for kind, share in needs[alone].items()):

@@ -82,12 +82,12 @@ def pick_compute(device: str = "auto") -> Compute:
     """
     available = ["cpu"]
     if torch.cuda.is_available():
-        available.insert(0, "cuda")
+        available[:0] = ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         available.insert(0, "mps")
     if device == "auto":
         device = available[0]
-    if device.split(":")[0] not in available:
+    if device not in available:
         raise InputError(f"device {device!r} is not available here; choose one of: auto, {', '.join(available)}")
     if device == "cpu":
         _keep_freed_memory()

@@ -321,7 +321,8 @@ class Study:
             try:
                 if isinstance(record, str):
                     raise TrainingError(record)
-                self.store.add(record, item.experiment)
+                if self.store.find(record.key) is None:
+                    self.store.add(record, item.experiment)
             except (TrainingError, OSError) as error:
                 failures.append(f"{name} ({item.run.key}): {error}")
                 self.log(f"failed: {failures[-1]}")
@@ -384,7 +385,8 @@ class Study:
 
     def _attempt(self, item: Planned, log: Callable[[str], None] = lambda line: None) -> tuple[Planned, Record | str]:
         try:
-            return item, self.train(item.run, log)
+            # Another program may have trained it since this one looked.
+            return item, self.store.find(item.run.key) or self.train(item.run, log)
         except (TrainingError, OSError, torch.OutOfMemoryError) as error:
             return item, str(error)
 

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from igkd.errors import InputError
@@ -153,7 +154,7 @@ def execute(
     environment : mapping, optional
         Environment variables to set in the kernel.
     kernels : list, optional
-        Gets the process number of the kernel once it has started.
+        Holds the process number of the kernel while it runs.
     with_images : bool
         False: cells with the tag `NEEDS_IMAGES` are not executed. Their copies say so and keep the outputs of
         `notebook`, if those are of the same profile.
@@ -187,6 +188,9 @@ def execute(
         error = f"{failure.ename}: {([''] + failure.evalue.strip().splitlines())[-1]}"
     except (DeadKernelError, CellControlSignal, RuntimeError) as failure:
         error = f"{type(failure).__name__}: {failure}; see {log.name}"
+    finally:
+        if kernels is not None:
+            kernels.clear()  # the number of a process that has ended may become another's
     figures = 0
     if output.exists():
         copy = nbformat.read(output, as_version=4)
@@ -240,11 +244,11 @@ def execute_all(
     from joblib import cpu_count
 
     shared = {"OMP_NUM_THREADS": str(max(1, cpu_count() // at_once))} if at_once > 1 else {}
-    kernels: list[int] = []
+    kernels: dict[Notebook, list[int]] = {each: [] for each in notebooks}
     with ThreadPoolExecutor(at_once) as pool:
         running = {
             pool.submit(
-                execute, each, build / each.path.name, parameters[each], folder, shared, kernels, with_images
+                execute, each, build / each.path.name, parameters[each], folder, shared, kernels[each], with_images
             ): each
             for each in notebooks
         }
@@ -253,7 +257,7 @@ def execute_all(
                 yield running[done], done.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for pid in kernels:
+            for pid in chain.from_iterable(kernels.values()):
                 with suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)  # a kernel leads a group of its own; its workers are in it
             raise

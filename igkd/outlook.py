@@ -1,7 +1,6 @@
 """What a study has still to train: how many runs, how long on this machine, how much disk, and why."""
 
 import dataclasses
-import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
@@ -9,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from igkd.engine import Study, describe, differences
 from igkd.errors import InputError
 from igkd.experiments import NOTEBOOKS, TEACHER_NOTEBOOK, Planned
 from igkd.images import Subset
 from igkd.methods import Method
-from igkd.models import Architecture, MobileNetV2, count_parameters
+from igkd.models import Architecture, MobileNetV2, count_parameters, load_weights, state_digest
 from igkd.runs import Run, Store
+from igkd.signals import maps_file, needed
 from igkd.training import train, trains_alone
 
 
@@ -48,7 +47,7 @@ class Outlook:
         Estimate for training what is missing, side by side where `igkd.engine` does so; None where the images are
         not here.
     disk : int
-        Bytes of the weights and IG maps that will be written.
+        Bytes of the weights and attribution maps that will be written.
     """
 
     done: int
@@ -75,22 +74,24 @@ def outlook(study: Study, notebooks: Iterable[str]) -> tuple[dict[str, Outlook],
     if not everything:
         return {number: Outlook(*count, 0.0, 0) for number, count in counts.items()}, "nothing is missing"
     try:
+        study.images.train_labels  # noqa: B018 - without the images nothing is trained, whatever the records say
         speed, source = measure_speed(study, everything)
     except InputError as error:
         return {number: Outlook(*count, None, 0) for number, count in counts.items()}, f"not known: {error}"
-    found = {}
-    counted = set()  # numbers of integration steps whose maps are in the estimate
+    path = study.store.find_weights(study.plan.teacher_key)
+    digest = path and state_digest(load_weights(path, study.images.num_classes))
+    found, counted = {}, set()
     for number, items in missing.items():
         todo = [item.run for item in items]
         seconds = sum(speed.seconds(study, run) / (1 if trains_alone(run) else study.jobs) for run in todo)
         disk = sum(_weights_bytes(study, run) for run in todo)
-        overlaid = {run.signals.n_steps: run for run in todo if run.method.overlay_prob}
-        for n_steps in overlaid.keys() - counted:
-            counted.add(n_steps)
-            if not _has_maps(study, overlaid[n_steps]):
-                n, (height, width) = len(study.images.train_images), study.images.size
-                seconds += speed.seconds(study, _as_training(study, overlaid[n_steps]))
+        for run in {needed(run): run for run in todo if run.method.overlay_prob}.values():
+            maps = maps_file(run, study.images, digest, study.store.scratch / "signals")
+            if maps not in counted and not maps.exists():
+                n, (height, width) = study.images.n_train, study.images.size
+                seconds += speed.seconds(study, _as_training(run))
                 disk += 2 * n * height * width
+            counted.add(maps)
         found[number] = Outlook(*counts[number], seconds, disk)
     return found, source
 
@@ -160,32 +161,18 @@ def _calibrate(study: Study, run: Run) -> Speed:
     return Speed({_shape(run): seconds / (per_image * record.outcome["n_train"] * epochs)})
 
 
-def _as_training(study: Study, run: Run) -> Run:
-    """A training that takes about as long as the IG maps of a run.
+def _as_training(run: Run) -> Run:
+    """A training that takes about as long as the attribution maps of a run.
 
-    A step of integration is a forward pass and the gradient with respect to the image, somewhat less than a step of
-    training; the teacher goes over all training images once for each.
+    A step of integration, like a noisy copy of SmoothGrad, is a forward pass and the gradient with respect to the
+    image, somewhat less than a step of training; the teacher goes over all training images once for each. Saliency and
+    Grad-CAM need one.
     """
-    recipe = dataclasses.replace(run.recipe, num_epochs=run.signals.n_steps)
+    passes = 1 if run.signals.variant in ("saliency", "gradcam") else run.signals.n_steps
+    recipe = dataclasses.replace(run.recipe, num_epochs=passes)
     return dataclasses.replace(
         run, subset=Subset(), architecture=Architecture(), method=Method(), signals=None, recipe=recipe, split="test"
     )
-
-
-def _has_maps(study: Study, run: Run) -> bool:
-    for path in (study.store.scratch / "signals").glob("ig-*.safetensors"):
-        try:
-            with safe_open(path, "np") as file:
-                of = json.loads((file.metadata() or {}).get("of", "{}"))
-        except (SafetensorError, ValueError):  # damaged: computed again
-            continue
-        if (of.get("images"), of.get("n_steps"), of.get("baseline")) == (
-            study.fingerprint,
-            run.signals.n_steps,
-            run.signals.baseline,
-        ):
-            return True
-    return False
 
 
 def _weights_bytes(study: Study, run: Run) -> int:

@@ -120,10 +120,6 @@ def load_signals(
     """
     spec, method = run.signals, run.method
 
-    def shown(kind: str) -> ImageSet:
-        """The images that the teacher sees: their fingerprint tells the files of the signals apart."""
-        return _augmented_once(images, kind, run.recipe.padding) if spec.variant == "released" else images
-
     def logits_of(of: ImageSet) -> Tensor:
         return _cached(
             folder,
@@ -139,10 +135,10 @@ def load_signals(
     logits = attention = maps = None
     online = bool(method.alpha) and spec.variant == "online"
     if method.alpha and not online:
-        of = shown("logits")
+        of = _shown(run, images, "logits")
         logits = own if of is images else logits_of(of)
     if method.gamma:
-        of = shown("attention")
+        of = _shown(run, images, "attention")
         attention = _cached(
             folder,
             of,
@@ -154,7 +150,7 @@ def load_signals(
             ),
         )
     if method.overlay_prob:
-        maps = attribution_maps(shown("maps"), teacher, spec, folder, compute, log, progress)
+        maps = attribution_maps(_shown(run, images, "maps"), teacher, spec, folder, compute, log, progress)
     return Signals(logits, attention, maps, compute.prepare(teacher.model).eval() if online else None)
 
 
@@ -163,6 +159,22 @@ def needed(run: Run) -> tuple:
     method = run.method
     tap = attention_tap(run.architecture.blocks_removed) if method.gamma else None
     return run.signals, run.recipe.padding, bool(method.alpha), tap, bool(method.overlay_prob)
+
+
+def maps_file(run: Run, images: ImageSet, teacher_digest: str | None, folder: Path) -> Path:
+    """Where `load_signals` keeps the attribution maps of a run; all runs with the same file share them.
+
+    Parameters
+    ----------
+    run : Run
+        That learns from maps.
+    images : ImageSet
+    teacher_digest : str or None
+        `Teacher.digest`; None for a teacher that is still to be trained, of which there is no file.
+    folder : path
+        As for `load_signals`.
+    """
+    return _file(folder, _shown(run, images, "maps"), teacher_digest, _maps_settings(run.signals))
 
 
 def of_variant(run: Run, images: ImageSet, signals: Signals) -> Signals:
@@ -190,12 +202,8 @@ def attribution_maps(
     They are of integrated gradients unless the variant of `spec` names another attribution, and computed in the
     precision of `compute`; `progress` gets the number of images done and N.
     """
-    kind = spec.variant if spec.variant in ATTRIBUTIONS else "ig"
-    settings = {"kind": kind}
-    if kind == "ig":
-        settings |= {"n_steps": spec.n_steps, "baseline": spec.baseline}
-    elif kind == "smoothgrad":
-        settings |= {"n_samples": spec.n_steps}
+    settings = _maps_settings(spec)
+    kind = settings["kind"]
 
     def attribute(model: MobileNetV2, x: Tensor, labels: Tensor, first: int) -> Tensor:
         if kind == "saliency":
@@ -230,6 +238,17 @@ def attribution_maps(
     return _cached(folder, images, teacher, settings, log, compute_maps)
 
 
+def _maps_settings(spec: SignalSpec) -> dict:
+    """What attribution maps of the same images and teacher may differ in."""
+    kind = spec.variant if spec.variant in ATTRIBUTIONS else "ig"
+    settings = {"kind": kind}
+    if kind == "ig":
+        settings |= {"n_steps": spec.n_steps, "baseline": spec.baseline}
+    elif kind == "smoothgrad":
+        settings |= {"n_samples": spec.n_steps}
+    return settings
+
+
 def attention_maps(model: MobileNetV2, images: np.ndarray, tap: int, compute: Compute) -> Tensor:
     """Attention maps of a network for any images, to be looked at.
 
@@ -252,6 +271,11 @@ def attention_maps(model: MobileNetV2, images: np.ndarray, tap: int, compute: Co
         return attention_map(activation).unflatten(1, activation.shape[2:])
 
     return _forward(model, images, compute, keep, tap)
+
+
+def _shown(run: Run, images: ImageSet, kind: str) -> ImageSet:
+    """The images that the teacher sees: their fingerprint tells the files of the signals apart."""
+    return _augmented_once(images, kind, run.recipe.padding) if run.signals.variant == "released" else images
 
 
 def _augmented_once(images: ImageSet, kind: str, padding: int) -> ImageSet:
@@ -298,9 +322,18 @@ def _forward(model: MobileNetV2, images: np.ndarray, compute: Compute, keep, tap
     return torch.cat(kept)
 
 
+def _described(images: ImageSet, teacher_digest: str | None, settings: dict) -> str:
+    return json.dumps({"images": images.fingerprint, "teacher": teacher_digest, **settings}, sort_keys=True)
+
+
+def _file(folder, images: ImageSet, teacher_digest: str | None, settings: dict) -> Path:
+    described = _described(images, teacher_digest, settings)
+    return Path(folder) / f"{settings['kind']}-{hashlib.sha256(described.encode()).hexdigest()[:16]}.safetensors"
+
+
 def _cached(folder, images, teacher, settings, log, make: Callable[[], Tensor]) -> Tensor:
-    described = json.dumps({"images": images.fingerprint, "teacher": teacher.digest, **settings}, sort_keys=True)
-    path = Path(folder) / f"{settings['kind']}-{hashlib.sha256(described.encode()).hexdigest()[:16]}.safetensors"
+    digest = teacher.digest
+    described, path = _described(images, digest, settings), _file(folder, images, digest, settings)
     if path.exists():
         try:
             with safe_open(path, "pt") as file:

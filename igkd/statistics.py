@@ -809,8 +809,8 @@ def runs_needed(difference: float, sd: float, *, power: float = 0.8, paired: boo
 def against_itself(values: Iterable[float], rng: np.random.Generator, most: int = 2000) -> np.ndarray:
     """Which p-values come out when an arm is compared with itself?
 
-    Its runs are divided into two halves, in every way or, if there are more than `most`, in `most` random ways;
-    Welch's test compares the halves.
+    Its runs are divided into two halves, in every way or, if there are more than `most`, in `most` different ones drawn
+    at random; Welch's test compares the halves.
 
     Parameters
     ----------
@@ -833,13 +833,17 @@ def against_itself(values: Iterable[float], rng: np.random.Generator, most: int 
     """
     array = _runs(values, least=4)
     half = array.size // 2
-    if comb(array.size, half) <= 2 * most:
+    twice = array.size == 2 * half  # each division comes twice, the second time with the halves swapped
+    if comb(array.size, half) // (1 + twice) <= most:
         first = np.array(list(combinations(range(array.size), half)))
-        if array.size == 2 * half:
-            first = first[first[:, 0] == 0]  # the other divisions are these with the halves swapped
-        first = first[:most]
+        if twice:
+            first = first[first[:, 0] == 0]
     else:
-        first = np.array([rng.permutation(array.size)[:half] for _ in range(most)])
+        drawn: dict[frozenset, np.ndarray] = {}
+        while len(drawn) < most:
+            one, other = np.split(rng.permutation(array.size), [half])
+            drawn.setdefault(frozenset(other if twice and 0 in other else one), one)
+        first = np.array(list(drawn.values()))
     chosen = np.zeros((len(first), array.size), bool)
     np.put_along_axis(chosen, first, True, axis=1)
     a, b = (np.broadcast_to(array, m.shape)[m].reshape(len(m), -1) for m in (chosen, ~chosen))

@@ -170,7 +170,10 @@ def _fit(run, model, rows, work, images, store, compute, signals, teacher_digest
 
 @torch.no_grad()
 def predict(model: MobileNetV2, images: np.ndarray, compute: Compute) -> Tensor:
-    """Logits (N, num_classes) of uint8 images (N, H, W, 3): float32 throughout, returned on the CPU."""
+    """Logits (N, num_classes) of uint8 images (N, H, W, 3), float32, returned on the CPU.
+
+    Computed in float32, except that on NVIDIA convolutions multiply in TF32, as PyTorch has it unless told otherwise.
+    """
     training = model.training
     model = compute.prepare(model).eval()
     batches = torch.from_numpy(images).split(EVALUATION_BATCH.get(compute.device, EVALUATION_BATCH_ACCELERATOR))
@@ -374,6 +377,6 @@ def _restore(path: Path, model, optimizer, scheduler, log) -> tuple[list, float]
         scheduler.load_state_dict(state["scheduler"])
     except Exception as error:  # torch.load raises pickle, zip and runtime errors alike
         path.unlink()
-        raise TrainingError(f"the checkpoint {path.name} was damaged ({error}) and is removed; start again") from error
+        raise TrainingError(f"the checkpoint {path.name} was damaged and is removed; start again") from error
     log(f"goes on after epoch {len(state['history'])}")
     return state["history"], state["seconds"]

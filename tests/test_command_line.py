@@ -1,6 +1,7 @@
 """python -m igkd evaluate, against a direct computation."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, recall_score
 
 from igkd.__main__ import main
-from igkd.images import CIFAR10_MEAN_STD
+from igkd.images import CIFAR10_CLASSES, CIFAR10_MEAN_STD, load_images
 from igkd.models import MobileNetV2, pack_weights
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -115,6 +116,65 @@ def test_a_cut_is_named_as_what_reads_it_expects(problem, capsys):
     assert "ends in .npz" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """As many images as a cut needs and ten more, all different, small ones so that it is cheap."""
+    rng, n = np.random.default_rng(1), 40_010
+    arrays = {
+        "train_images": rng.integers(0, 256, (n, 8, 8, 3), np.uint8),
+        "train_labels": np.arange(n) % 10,
+        "test_images": rng.integers(0, 256, (10, 8, 8, 3), np.uint8),
+        "test_labels": np.arange(10),
+    }
+    path = tmp_path_factory.mktemp("many") / "images.npz"
+    np.savez(path, class_names=np.array(CIFAR10_CLASSES), **arrays)
+    return path, arrays
+
+
+def test_a_cut_is_the_training_images_alone_in_their_order(many, tmp_path, capsys):
+    data, arrays = many
+    path = tmp_path / "cut.npz"
+    path.write_text("what was there before")
+    assert main(["cut", "--data", str(data), "--npz", str(path)]) == 0
+    expected = {
+        "train_images": arrays["train_images"][:40_000],
+        "train_labels": arrays["train_labels"][:40_000],
+        "test_images": arrays["train_images"][40_000:],
+        "test_labels": arrays["train_labels"][40_000:],
+    }
+    with np.load(path) as cut:
+        for name, values in expected.items():
+            np.testing.assert_array_equal(cut[name], values)
+        assert tuple(cut["class_names"]) == CIFAR10_CLASSES
+    said = capsys.readouterr().out
+    assert "40,000 to train on, 10 to test on" in said and load_images("cifar10", path).fingerprint in said
+    assert [each.name for each in tmp_path.iterdir()] == ["cut.npz"]
+
+
+def test_a_cut_for_which_there_is_no_room_leaves_nothing(many, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "igkd", "cut", "--data", str(many[0]), "--npz", str(tmp_path / "cut.npz")],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)),
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1 and "cut.npz cannot be written" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_readme_says_in_a_line_what_is_damaged(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("igkd.__main__.ROOT", tmp_path)
+    text = "<!-- findings -->\n<!-- end -->\n"
+    (tmp_path / "README.md").write_text(text)
+    (tmp_path / "records" / "arms").mkdir(parents=True)
+    (tmp_path / "records" / "arms" / "0123456789abcdef.json").write_text("{")
+    assert main(["readme"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert (tmp_path / "README.md").read_text() == text
+
+
 def test_as_a_program(problem):
     folder, data, *_ = problem
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
@@ -122,8 +182,8 @@ def test_as_a_program(problem):
     for arguments in (
         ["evaluate", "--weights", str(folder / "none.pt"), "--data", str(data)],
         ["evaluate", "--weights", str(folder / "text.pt"), "--data", str(data)],
-        # of CIFAR-10, not of the digits
-        ["export", "--run", "f9d3dd852b66866c", "--onnx", str(folder / "digits.onnx")],
+        # of CIFAR-10, not of these
+        ["export", "--run", "f9d3dd852b66866c", "--onnx", str(folder / "x.onnx"), "--data", str(data)],
         ["export", "--run", "f9d3dd852b66866c", "--onnx", str(folder)],
         ["export", "--run", "f9d3dd852b66866c", "--onnx", str(folder / "nowhere" / "x.onnx")],
         ["cut", "--data", str(data), "--npz", str(folder / "cut.npz")],  # which has no 40,000 images

@@ -9,7 +9,10 @@ import torch
 
 from igkd.__main__ import main
 from igkd.deploy import compare_runtimes, export_onnx, onnx_call, predict_onnx, quantize
+from igkd.engine import Study
 from igkd.errors import InputError
+from igkd.experiments import PROFILES, Planned
+from igkd.images import CIFAR10_CLASSES, Subset, load_images
 from igkd.models import load_weights
 from igkd.runs import Store
 from igkd.signals import as_input
@@ -88,3 +91,47 @@ def test_a_file_that_is_no_network_is_one_line(tmp_path):
 def test_a_run_without_weights_is_one_line(capsys):
     assert main(["export", "--run", "0" * 16, "--onnx", "never.onnx"]) == 2
     assert capsys.readouterr().err.startswith("igkd: there are no weights of the run 0000000000000000 ")
+
+
+@pytest.fixture(scope="module")
+def cifar10(tmp_path_factory):
+    """Digits with CIFAR-10's names, in copies, so that there are enough for every profile."""
+    digits, path = load_images("digits"), tmp_path_factory.mktemp("data") / "cifar10.npz"
+    arrays = {
+        f"{part}_{kind}": np.concatenate([getattr(digits, f"{part}_{kind}")] * copies)
+        for part, copies in (("train", 2), ("test", 25))
+        for kind in ("images", "labels")
+    }
+    np.savez(path, class_names=np.array(CIFAR10_CLASSES), **arrays)
+    return path
+
+
+def exported_run(profile, data, path):
+    """The command line for a run of a profile that is trained now, and its record."""
+    study = Study(profile, data, "cpu", log=lambda line: None)
+    run = small_run(study.images, recipe=replace(RECIPE, num_epochs=1), subset=Subset(0.05))
+    study.ensure([Planned("arms", {"arm": "Student", "seed": 0}, run)])
+    return ["export", "--run", run.key, "--onnx", str(path)], study.store.find(run.key)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_run_of_each_profile_is_exported(profile, cifar10, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("igkd.engine.REPOSITORY", tmp_path)
+    data = None if profile == "demo" else cifar10
+    command, record = exported_run(profile, data, tmp_path / "x.onnx")
+    assert main(command + ["--data", str(data)] * (data is not None)) == 0
+    said = capsys.readouterr().out
+    assert f"{record.outcome['n_test']} of {record.provenance['data']} (fingerprint {record.run.data})" in said
+    assert f"{record.outcome['accuracy']:.2%} by PyTorch" in said
+    assert onnx.load(tmp_path / "x.onnx").graph.node
+
+
+def test_a_run_of_other_images_is_not_exported(cifar10, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("igkd.engine.REPOSITORY", tmp_path)
+    command, record = exported_run("laptop", cifar10, tmp_path / "x.onnx")
+    with np.load(cifar10) as arrays:
+        few = {name: arrays[name] if name == "class_names" else arrays[name][:100] for name in arrays}
+    np.savez(tmp_path / "few.npz", **few)  # fewer than the profile takes
+    assert main([*command, "--data", str(tmp_path / "few.npz")]) == 2
+    assert f"with the fingerprint {record.run.data}, not of cifar10 with " in capsys.readouterr().err
+    assert not (tmp_path / "x.onnx").exists()

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 from igkd import device, training
 from igkd.attribution import _integrals
-from igkd.device import Compute, Replayed
+from igkd.device import Compute, Replayed, pick_compute
+from igkd.errors import InputError
 from igkd.methods import Method
 from igkd.models import Architecture
 from igkd.runs import Store
@@ -217,6 +218,12 @@ def test_a_replay_takes_the_batch_and_the_rate_of_its_call():
     assert repeated.is_replayed
 
 
+@pytest.mark.parametrize("device", ["cpu:foo", "cpu:0", f"cuda:{torch.cuda.device_count()}", "cuda:-1", "gpu"])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(InputError, match=f"device '{device}' is not available here; choose one of: auto, .*cpu"):
+        pick_compute(device)
+
+
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 
@@ -229,6 +236,11 @@ def test_on_a_gpu_a_replayed_training_is_the_plain_one(run, tmp_path):
     # Sums on a GPU are not always taken in the same order.
     for one, other in zip(replayed.outcome["history"], plain.outcome["history"], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
+
+
+@on_a_gpu
+def test_on_a_gpu_each_can_be_named():
+    assert [pick_compute(name).device for name in ("cuda", "cuda:0")] == ["cuda", "cuda:0"]
 
 
 def train_carelessly(folder):

@@ -107,6 +107,20 @@ def test_no_time_trains_nothing(small_study):
     assert "2 runs are left" in small_study.lines[-1]
 
 
+def test_what_another_program_trains_meanwhile_is_not_trained_again(small_study):
+    first, second = planned(0, 1)
+    other = record(second.run, accuracy=0.125)  # which twelve images do not give
+
+    def finished(line):
+        if line.startswith("[1/2]"):
+            small_study.store.add(other, "elsewhere")
+
+    small_study.log = finished
+    table = small_study.ensure([first, second])
+    assert table.accuracy[1] == 0.125 and not small_study.store.weights_path(second.run.key).exists()
+    assert [kept.key for kept in small_study.store.records()].count(second.run.key) == 1
+
+
 def test_the_table_has_labels_measures_and_seconds(small_study):
     items = planned(0, 1)
     table = small_study.ensure(items)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from igkd import doctor, outlook
 from igkd.engine import Study
 from igkd.errors import InputError
-from igkd.notebooks import Notebook, check_parameters, publish, with_outputs
+from igkd.models import pack_weights
+from igkd.notebooks import Notebook, check_parameters, execute, publish, with_outputs
 from igkd.progress import duration, remaining
-from igkd.runs import Record
+from igkd.runs import Record, write_atomically
+from igkd.signals import needed
+from small import small_images, small_teacher
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PARAMETERS = 'profile = "demo"\ndata = ""\ndevice = "auto"\nn_steps = 8  # of the integral\nlr = 0.1'
@@ -143,6 +147,22 @@ def test_input_that_the_study_refuses(repository):
     assert done.stderr == "run_all.py: no profile 'huge'; choose one of: demo, laptop, paper\n"
 
 
+def test_a_training_that_fails_while_records_are_verified_is_one_line(tmp_path):
+    shutil.copytree(REPOSITORY / "igkd", tmp_path / "igkd", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "run_all.py", tmp_path)
+    write_notebook(tmp_path / "notebooks" / "00_start.ipynb", "Start here")
+    study = Study("demo", root=tmp_path, device="cpu", log=lambda line: None)
+    item = next(item for item in study.planned() if item.run.signals)
+    study.store.add(Record(item.run, {"accuracy": 0.9}, {}), item.experiment)
+    damaged = study.store.checkpoint_path(item.run.signals.teacher)
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("no checkpoint")
+    done = run_all(tmp_path, "--verify", "1")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("run_all.py: 1 of 1 runs failed") and "was damaged" in done.stderr
+
+
 def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on(repository):
     pid_file = repository / "kernel"
     process = subprocess.Popen(
@@ -163,6 +183,20 @@ def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on(repository):
     assert "Traceback" not in out + err
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)
+
+
+def test_a_kernel_is_known_by_its_number_only_while_it_runs(tmp_path):
+    wait = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.1)\nprint(os.getpid())"
+    notebook, copy, kernels = write_notebook(tmp_path / "00_wait.ipynb", "Wait", wait), tmp_path / "copy.ipynb", []
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(execute, notebook, copy, {}, tmp_path, kernels=kernels)
+        while not kernels and not running.done():
+            time.sleep(0.1)
+        known = list(kernels)
+        (tmp_path / "go").touch()
+    assert running.result().error is None
+    assert known == [int(nbformat.read(copy, 4).cells[-1].outputs[0].text)]
+    assert kernels == []
 
 
 def test_list_needs_neither_torch_nor_papermill(repository):
@@ -222,6 +256,37 @@ def test_outlook_from_recorded_speed(study):
     found, _ = outlook.outlook(study, NUMBERS)
     assert found["00"].seconds == pytest.approx(2e-9 * (study.work(last) / 2 + maps))
     assert found["03"].seconds == 0
+
+
+def test_outlook_counts_maps_of_each_kind_once_until_they_are_there(tmp_path):
+    study = Study("demo", root=tmp_path, device="cpu", log=lambda line: None, jobs=1)
+    study.images = small_images()
+    variants = ("described", "released", "permuted", "noise", "saliency", "smoothgrad", "gradcam")
+    study.profile = replace(study.profile, n_steps=3, control_variants=variants)
+    (teacher,) = study.teacher_runs()
+
+    def give_teacher(seed):
+        content = pack_weights(small_teacher(study.images, seed).model, run=teacher.run.key, accuracy="1.0")
+        write_atomically(study.store.weights_path(teacher.run.key), content)
+
+    provenance = {"machine": study.compute.describe(), "seconds": 2e-9 * study.work(teacher.run)}
+    study.store.add(Record(teacher.run, {"accuracy": 1.0}, provenance), "teacher")
+    give_teacher(seed=0)
+    before = outlook.outlook(study, ["08"])[0]["08"]
+    for run in {needed(item.run): item.run for item in study.planned(["08"]) if item.run.method.overlay_prob}.values():
+        study.teacher_signals(run)
+    after = outlook.outlook(study, ["08"])[0]["08"]
+
+    written = [path.name.split("-")[0] for path in (study.store.scratch / "signals").iterdir()]
+    passes = {"ig": 3, "smoothgrad": 3, "saliency": 1, "gradcam": 1}
+    maps = [kind for kind in written if kind in passes]
+    assert sorted(maps) == ["gradcam", "ig", "ig", "saliency", "smoothgrad"]  # "released" has IG of augmented images
+    assert before.disk - after.disk == len(maps) * 2 * study.images.n_train * 16 * 16
+    once = 2e-9 * study.work(teacher.run) / teacher.run.recipe.num_epochs
+    assert before.seconds - after.seconds == pytest.approx(once * sum(passes[kind] for kind in maps))
+
+    give_teacher(seed=1)  # of which there are none
+    assert outlook.outlook(study, ["08"])[0]["08"] == before
 
 
 def test_records_of_another_machine_do_not_time_this_one(study):

@@ -442,6 +442,21 @@ def test_against_itself_takes_each_division_once():
     assert len(st.against_itself(np.arange(60.0), np.random.default_rng(0), most=50)) == 50
 
 
+@pytest.mark.parametrize(("size", "most"), [(7, 34), (8, 34), (7, 20)])
+def test_against_itself_draws_different_divisions_at_random(size, most):
+    """Of 35 divisions, 20 or all but one; each gives a p-value of its own."""
+    x = np.random.default_rng(1).normal(size=size)
+    every = st.against_itself(x, np.random.default_rng(0))
+    assert len(np.unique(every.round(9))) == len(every) == 35
+    left_out = set()
+    for seed in range(10):
+        drawn = st.against_itself(x, np.random.default_rng(seed), most=most)
+        assert len(np.unique(drawn.round(9))) == len(drawn) == most
+        assert np.isin(drawn.round(9), every.round(9)).all()
+        left_out.add(tuple(np.setdiff1d(every.round(9), drawn.round(9))))
+    assert len(left_out) > 5  # of ten draws
+
+
 def test_against_itself_leaves_out_halves_that_do_not_vary():
     assert len(st.against_itself([0.9, 0.9, 0.8, 0.8], np.random.default_rng(0))) == 2
 
