@@ -20,6 +20,7 @@ import pandas as pd
 
 from igkd import experiments, published, shift, statistics
 from igkd.cost import multiply_accumulates, read_measurement
+from igkd.device import machine_name
 from igkd.engine import REPOSITORY, Study
 from igkd.methods import ARMS, RECIPES
 from igkd.models import MobileNetV2, compression_factor
@@ -293,8 +294,7 @@ def _latency_finding(claim: Claim, stated: str, found: pd.DataFrame, machine: di
         INCONCLUSIVE: "the interval of the ratio holds that factor; more repetitions",
     }[verdict]
     why += others
-    threads = f"{machine['threads']} thread" + "s" * (machine["threads"] != 1)
-    data = f"{row.n:.0f} rounds, {machine['device']}, {machine['name']}, {threads}"
+    data = f"{row.n:.0f} rounds, {machine['device']}, {machine_name(machine)}"
     return Finding(claim, stated, row.ratio, row.ratio_low, row.ratio_high, "times", int(row.n), data, verdict, why)
 
 

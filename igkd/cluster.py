@@ -21,7 +21,7 @@ from torch import Tensor
 
 from igkd.device import pick_compute
 from igkd.engine import Study
-from igkd.errors import InputError, TrainingError
+from igkd.errors import InputError, TrainingError, first_line
 from igkd.experiments import Planned
 from igkd.images import ImageSet
 from igkd.models import MobileNetV2, state_digest
@@ -68,7 +68,7 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
     try:
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **start)
     except (ConnectionError, RayError) as error:
-        raise InputError(f"Ray cannot be used at {address or 'this machine'}: {_first_line(error)}") from error
+        raise InputError(f"Ray cannot be used at {address or 'this machine'}: {first_line(error)}") from error
     here, study.train_all = study.train_all, partial(_train_all, study)
     try:
         yield
@@ -196,8 +196,4 @@ def _result(task: ray.ObjectRef, store: Store) -> Record | str:
     except RayTaskError as error:
         raise error.cause from error
     except (RayError, OSError) as error:  # lost too often
-        return _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        return first_line(error)

@@ -16,6 +16,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from igkd.device import machine_name
 from igkd.errors import InputError
 from igkd.models import BLOCKS_REMOVED, Architecture, MobileNetV2, count_parameters
 from igkd.runs import write_atomically
@@ -266,7 +267,7 @@ class Measurements:
     def machine(self) -> str:
         """The machine in words."""
         machine = self.of["machine"]
-        return f"{machine['name']}, {machine['device']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}"
+        return f"{machine_name(machine)} ({machine['device']})"
 
     def __str__(self) -> str:
         kept = "delete it to measure again" if self.measures else "to measure again, get the images"

@@ -13,7 +13,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from igkd.cost import forward_call, latency
 from igkd.device import Compute
-from igkd.errors import InputError
+from igkd.errors import InputError, first_line
 from igkd.images import ImageSet
 from igkd.models import MobileNetV2
 from igkd.signals import as_input
@@ -113,7 +113,7 @@ def session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises classes of its own that it does not export
-        raise InputError(f"{path} cannot be opened by ONNX Runtime ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{path} cannot be opened by ONNX Runtime ({first_line(error)})") from error
 
 
 def predict_onnx(path: Path, images: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igkd.errors import InputError
+from igkd.errors import InputError, first_line
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class Compute:
         # Clouds sell processors of several generations, which differ in the last digits, under one name.
         generation = [f"{field} {value}" for field in CPU_GENERATION if (value := _processor(field))]
         return described | ({"generation": ", ".join(generation)} if generation else {})
+
+
+def machine_name(described: dict) -> str:
+    """In words what `Compute.describe` gave: processor and threads."""
+    return f"{described['name']}, {described['threads']} thread{'s' * (described['threads'] != 1)}"
 
 
 def pick_compute(device: str = "auto") -> Compute:
@@ -157,8 +162,7 @@ class Replayed:
             with _rates_on_device(self._optimizer, self._rates):
                 self._replay = self._capture(lambda: self._step(*self._inputs))
         except RuntimeError as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self._log(f"a step cannot be captured ({reason}); its operations are launched one by one")
+            self._log(f"a step cannot be captured ({first_line(error)}); its operations are launched one by one")
 
 
 @contextmanager

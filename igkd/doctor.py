@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from igkd.errors import InputError
+from igkd.errors import InputError, first_line
 from igkd.notebooks import Notebook, execute
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -98,7 +98,7 @@ def check_torch() -> Finding:
 
         nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # fails where torchvision's binary does not fit torch's
     except (ImportError, RuntimeError) as error:
-        return Finding("torch and torchvision", False, f"{detail} do not fit: {str(error).splitlines()[0]}", fix)
+        return Finding("torch and torchvision", False, f"{detail} do not fit: {first_line(error)}", fix)
     minor = {name: int(version.split(".")[1]) for name, version in versions.items()}
     # Released together since torch 2.0 and torchvision 0.15.
     if minor["torchvision"] != minor["torch"] + 15:
@@ -132,11 +132,11 @@ def check_kernel() -> Finding:
 
 def check_device(device: str) -> Finding:
     """The device is there."""
-    from igkd.device import can_compile, pick_compute
+    from igkd.device import can_compile, machine_name, pick_compute
 
     compute = pick_compute(device)
     about = compute.describe()
-    detail = f"{about['device']}: {about['name']}, {about['threads']} threads"
+    detail = f"{about['device']}: {machine_name(about)}"
     detail += ", bfloat16" if compute.bfloat16 else ""
     if about["device"] == "cpu" and not can_compile(compute):
         detail += "; no C++ compiler, so long trainings are slower than they could be"

@@ -19,7 +19,7 @@ import torch
 from joblib import Parallel, cpu_count, delayed
 
 from igkd.cost import Measurements, multiply_accumulates
-from igkd.device import Compute, pick_compute
+from igkd.device import Compute, machine_name, pick_compute
 from igkd.errors import InputError, MissingImages, TrainingError
 from igkd.experiments import NOTEBOOKS, Plan, Planned, Profile, profile, teacher_run
 from igkd.images import CIFAR10_CLASSES, ImageSet, RecordedImages, Subset, load_images
@@ -435,9 +435,7 @@ class Study:
                     "data": f"{record.provenance['data']} ({record.run.data})",
                     "training images": record.outcome["n_train"],
                     "evaluated on": f"{record.outcome['n_test']:,} {record.run.split} images",
-                    "machine": f"{machine['name']}, {machine['threads']} thread"
-                    + "s" * (machine["threads"] != 1)
-                    + ", bfloat16" * machine["bfloat16"],
+                    "machine": machine_name(machine) + ", bfloat16" * machine["bfloat16"],
                     "torch": record.provenance["versions"]["torch"],
                     "seconds": record.provenance["seconds"],
                 }

@@ -1,6 +1,11 @@
 """The ways in which a command ends early; each carries one line for the reader."""
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says, as far as it fits into a line of ours; the name of its type if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class InputError(ValueError):
     """What the reader gave cannot be used: the message says what is wrong and how to mend it.
 

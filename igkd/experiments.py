@@ -368,7 +368,10 @@ def monte_carlo(plan: Plan) -> list[Planned]:
 
 
 def recipes(plan: Plan) -> list[Planned]:
-    """The profile's recipe against the paper's, without a teacher: what fewer epochs cost or gain."""
+    """The profile's recipe against the paper's, without a teacher: what fewer epochs cost or gain.
+
+    The profile's own student has the seeds of `recipe_arms`, whose plain students these are.
+    """
     own, paper = plan.profile.recipe, _paper_recipe(plan)
     return [
         Planned(
@@ -376,8 +379,9 @@ def recipes(plan: Plan) -> list[Planned]:
             {"arm": "Student", "blocks_removed": cut, "num_epochs": recipe.num_epochs, "seed": seed},
             Run(plan.data, Subset(share), Architecture(cut, normalize=cut == 0), Method(), recipe, None, seed),
         )
-        for seed in range(2)
+        for seed in range(max(2, plan.profile.num_recipe_seeds))
         for cut, share in plan.profile.compared
+        if seed < 2 or (cut, share) == (plan.profile.blocks_removed, 1.0)
         for recipe in (own, paper)
     ]
 

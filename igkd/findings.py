@@ -5,6 +5,7 @@ import pandas as pd
 
 from igkd import experiments, published, shift, statistics
 from igkd.cost import read_measurement
+from igkd.device import machine_name
 from igkd.engine import Study
 from igkd.errors import MissingImages
 from igkd.losses import fitted_loss
@@ -197,7 +198,9 @@ def overlay_effect(study: Study) -> pd.Series | None:
 def _of_published_runs() -> list[str]:
     gain, best = published_gain()
     effects = statistics.factorial(published.ablation_runs()).set_index("term")
-    listed = "; ".join(f"{term} {_corrected(effects.loc[term], len(effects), 'estimate')}" for term in ("KD", "IG", "AT"))
+    listed = "; ".join(
+        f"{term} {_corrected(effects.loc[term], len(effects), 'estimate')}" for term in ("KD", "IG", "AT")
+    )
     monte_carlo = published.monte_carlo_summary().set_index("arm")
     variance = monte_carlo.variance_ddof1["KD+IG"] / monte_carlo.variance_ddof1["Student"]
     return [
@@ -334,6 +337,10 @@ def _of_recipes(study: Study) -> list[str]:
     if n < 2:
         return []
     own, paper = gains.recipe.unique()
+    levels = [
+        study.table([item for item in planned if item.labels["arm"] == "Student"]).accuracy.mean()
+        for planned in (experiments.arms(study.plan), experiments.recipe_arms(study.plan))
+    ]
     ours, theirs = (
         statistics.spread(of_recipe[of_recipe.arm == "KD+IG"].gain)
         for _, of_recipe in gains.groupby("recipe", sort=False)
@@ -345,7 +352,8 @@ def _of_recipes(study: Study) -> list[str]:
         for row in recipe_changes(gains).itertuples()
     )
     return [
-        f"Gains over the plain student with our recipe ({own}) and with the paper's ({paper}): {changes}. The gain of "
+        f"With our recipe ({own}) the plain student reaches {levels[0]:.1%}, with the paper's ({paper}) {levels[1]:.1%}. "
+        f"Gains over it with the one and the other: {changes}. The gain of "
         f"KD+IG scatters from seed to seed by {_range(ours)} points with ours and by {_range(theirs)} with the paper's, so "
         f"{n} seeds show a change of about {100 * visible:.1f} points and more: that the recipes agree is not shown "
         "(notebook 03)."
@@ -448,7 +456,7 @@ def _of_latency(study: Study) -> list[str]:
         "How much faster the student at 4.12x is depends on what is timed: teacher / student is "
         + " and ".join(f"{value:g} with the {order}" for order, value in orders.items())
         + f" in single first calls, as the released code measures, and {ratio:.2f} in the steady state of one image "
-        f"({machine['name']}, {machine['threads']} threads, notebook 07)."
+        f"({machine_name(machine)}, notebook 07)."
     ]
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from igkd import experiments, published
 from igkd.claims import CHECKS, OPEN, ledger
 from igkd.cost import multiply_accumulates
+from igkd.device import machine_name
 from igkd.engine import Study
 from igkd.experiments import NOTEBOOKS
 from igkd.findings import findings, overlay_effect, published_gain
@@ -89,7 +90,7 @@ def profiles(root: Path) -> str:
         lines.append(
             f"| `{run['profile']}` | {DATA[run['profile']]} | {first} to {last} "
             f"| {run['seconds'] / 60:.1f} min | {sum(each['trained'] for each in measured)} "
-            f"| {machine['name']}, {machine['threads']} threads |"
+            f"| {machine_name(machine)} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -209,7 +210,7 @@ def _cpu(root: Path) -> dict:
 
 
 def _machine(content: dict) -> str:
-    return f"{content['machine']['name']}, {content['machine']['threads']} threads, torch {content['torch']}."
+    return f"{machine_name(content['machine'])}, torch {content['torch']}."
 
 
 def cluster(root: Path) -> str:

@@ -50,7 +50,13 @@ def c1(study):
         (1.0, 0.2, 10, "reproduced", "lies above 0"),
         (0.0, 0.2, 10, "not reproduced", "ends below 0.55 points"),
         (-1.0, 0.2, 10, "not reproduced", "ends below 0.55 points"),
-        (0.3, 0.2, 10, "not reproduced", "ends below 0.55 points"),  # there is a gain, but less than half of the claimed one
+        (
+            0.3,
+            0.2,
+            10,
+            "not reproduced",
+            "ends below 0.55 points",
+        ),  # there is a gain, but less than half of the claimed one
         (0.3, 1.0, 10, "inconclusive", "pairs to be seen with 80 % power"),
         (1.0, 0.2, 9, "open", "9 of 10 declared pairs"),
         (1.0, 0.2, 1, "open", "1 of 10 declared pairs"),

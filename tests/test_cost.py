@@ -138,7 +138,7 @@ def test_without_a_machine_nothing_is_measured(tmp_path):
     Measurements(path, machine).once("a", {"of": 3}, lambda: table)
     kept = Measurements(path)
     pd.testing.assert_frame_equal(kept.once("a", {"of": 3}, lambda: pytest.fail("it was measured")), table)
-    assert kept.machine == "a machine, cpu, 1 thread"
+    assert kept.machine == "a machine, 1 thread (cpu)"
     for name, of in (("a", {"of": 4}), ("b", {"of": 3})):
         with pytest.raises(InputError, match=f"holds no {name} of what this profile has"):
             kept.once(name, of, lambda: pytest.fail("it was measured"))

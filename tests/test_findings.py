@@ -29,7 +29,12 @@ def study(tmp_path):
 
 def keep(study, planned, accuracy):
     for item in planned:
-        outcome = {"accuracy": accuracy(item.labels["arm"], item.labels["seed"]), "n_train": 2000, "n_test": 10_000, "history": []}
+        outcome = {
+            "accuracy": accuracy(item.labels["arm"], item.labels["seed"]),
+            "n_train": 2000,
+            "n_test": 10_000,
+            "history": [],
+        }
         study.store.add(Record(item.run, outcome, {"seconds": 1.0}), item.experiment)
 
 
@@ -52,7 +57,10 @@ def test_gains_with_two_recipes_are_paired_by_seed(study):
     keep(study, of_seeds(experiments.arms(study.plan), [3]), lambda arm, seed: 0.9)
     keep(study, of_seeds(experiments.recipe_arms(study.plan), [3])[:-1], lambda arm, seed: 0.1)
     gains = findings.recipe_gains(study)
-    assert list(gains.recipe.unique()) == ["16 epochs, SGD in one cycle, batches of 32", "100 epochs, Adam at a constant rate, batches of 64"]
+    assert list(gains.recipe.unique()) == [
+        "16 epochs, SGD in one cycle, batches of 32",
+        "100 epochs, Adam at a constant rate, batches of 64",
+    ]
     assert set(gains.seed) == {0, 1, 2} and len(gains) == 2 * 3 * 3
     changes = findings.recipe_changes(gains).set_index("arm")
     assert list(changes.index) == ["KD", "IG", "KD+IG"]
