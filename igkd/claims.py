@@ -290,7 +290,7 @@ def _latency_finding(claim: Claim, stated: str, found: pd.DataFrame, machine: di
     others = "".join(f"; {each.ratio:.2f} for batches of {size}" for size, each in found.iterrows() if size != 1)
     why = {
         REPRODUCED: claim.criterion,
-        NOT_REPRODUCED: f"less than {needed:.1f} times on this machine; the published times are of another one",
+        NOT_REPRODUCED: f"less than {needed:.1f} times on this processor; the published times are of another machine",
         INCONCLUSIVE: "the interval of the ratio holds that factor; more repetitions",
     }[verdict]
     why += others

@@ -274,22 +274,24 @@ def summary(root: Path) -> str:
         for at_size, here in zip(ledger(full), ledger(small), strict=True)
     }
     decided = "; ".join(
-        f"{number} **{each.verdict}** ({each}" + (f", published {each.published})" if each.low else ", by counting)")
+        f"{number} **{each.verdict}** ({each}"
+        + (f" here: {each.data}; published {each.published}, on another machine)" if each.low else ", by counting)")
         for number, each in verdicts.items()
         if each.verdict != OPEN
     )
     still_open = [number for number, each in verdicts.items() if each.verdict == OPEN]
-    gain, best = published_gain()
-    effect = overlay_effect(small)
+    gain, _ = published_gain()
+    first, effect = CHECKS["C1"](full), overlay_effect(small)
+    students = small.table([item for item in experiments.arms(small.plan) if item.labels["arm"] == "Student"])
     return (
         f"- Decided: {decided}.\n"
-        f"- Open at the paper's size: {', '.join(still_open)}; of C1 {CHECKS['C1'](full).n} of {full.profile.num_seeds} "
-        "declared pairs of runs are recorded.\n"
+        f"- Open at the paper's size: {', '.join(still_open)}. Of C1 {first.n} of {full.profile.num_seeds} declared pairs of "
+        f"runs are recorded{f', {first} so far' if first.low else ''}, too few for a verdict.\n"
         f"- The ten published runs of KD+IG are {100 * gain.difference:+.2f} points ahead of those of Student in the mean "
         f"({gain.test}'s p = {gain.p:.0e}); the abstract's 1.1 is best against best.\n"
-        f"- In a much smaller setting here ({small.describe_student().split(', ', 1)[1]}, {small.images.n_train:,} images) "
-        f"the overlay changes the accuracy by {100 * effect.estimate:+.2f} points "
-        f"[{100 * effect.low:+.2f}, {100 * effect.high:+.2f}]; that need not hold at 4.12x.\n"
+        f"- In a much smaller setting here ({small.describe_student().split(', ', 1)[1]}, {small.images.n_train:,} images, "
+        f"Student at {students.accuracy.mean():.0%}) the overlay changes the accuracy by {100 * effect.estimate:+.2f} points "
+        f"[{100 * effect.low:+.2f}, {100 * effect.high:+.2f}], averaged over the eight arms; that need not hold at 4.12x.\n"
     )
 
 
