@@ -13,7 +13,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Mapping
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpecManager
@@ -31,7 +31,9 @@ def prepare() -> None:
         # matplotlib chooses where it draws when it is imported, before the kernel has told it.
         os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
         _context.set_forkserver_preload(_IMPORTED)
-        # Ctrl-C is for the program, not for the process that imports; what is blocked here, it does not get.
+        # Ctrl-C is for the program, not for the process that imports; what is blocked here, it does not get. What
+        # multiprocessing starts along with it unblocks Ctrl-C behind itself, so it goes first.
+        resource_tracker.ensure_running()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             forkserver.ensure_running()
