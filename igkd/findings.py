@@ -364,9 +364,10 @@ def _of_recipes(study: Study, full: Study | None) -> list[str]:
     )
     both = gains[gains.arm == "KD+IG"].pivot(index="seed", columns="recipe", values="gain")
     visible = statistics.minimal_detectable_difference(n, float((both[paper] - both[own]).std()), paired=True)
+    compared = recipe_changes(gains)
     changes = "; ".join(
-        f"{row.arm} {100 * row.mean_reference:+.2f} and {100 * row.mean:+.2f}, a change of {_corrected(row, 3)}"
-        for row in recipe_changes(gains).itertuples()
+        f"{row.arm} {100 * row.mean_reference:+.2f} and {100 * row.mean:+.2f}, a change of {_corrected(row, len(compared))}"
+        for row in compared.itertuples()
     )
     return [
         f"With our recipe ({own}) the plain student reaches {level['mean']:.1%}, with the paper's ({paper}) "
@@ -409,14 +410,14 @@ def _of_the_papers_size(study: Study) -> list[str]:
     )
     gain = statistics.compare_recorded(runs, [("KD+IG", "Student")], pair_by="seed").iloc[0]
     decided = (
-        f"KD+IG less Student: {_points(gain)}, {gain.n} of {study.profile.num_seeds} declared pairs, so not yet a verdict "
-        f"(published means: {100 * (theirs['KD+IG'] - theirs['Student']):+.2f})"
+        f"KD+IG less Student: {_points(gain)}, {gain.n} of {study.profile.num_seeds} declared pairs"
+        f"{', so not yet a verdict' * (gain.n < study.profile.num_seeds)} (published means: {100 * (theirs['KD+IG'] - theirs['Student']):+.2f})"
         if gain.n >= 2
         else "Single runs do not tell them apart"
     )
     ahead = study.teacher_record().outcome["accuracy"] - runs[runs.arm == "Student"].accuracy.mean()
     plain = published.ablation_runs().groupby("arm").accuracy.mean()["Student"]
-    stated = published.headline().query("version == '2506.14440'").set_index("quantity").value["teacher_accuracy"] / 100
+    stated = published.stated("teacher_accuracy") / 100
     return [
         f"At {compression_factor(study.profile.blocks_removed):.2f}x, the network of C1, {study.images.n_train:,} images, "
         f"{study.profile.recipe.num_epochs} epochs: {levels}. {decided}. The published means are of {summary.n.max()} runs "

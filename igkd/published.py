@@ -65,6 +65,12 @@ def ablation_runs(version: str = "2506.14440") -> pd.DataFrame:
     return runs.reset_index()
 
 
+def stated(quantity: str) -> float:
+    """A row of `headline`, from the paper's version of 2025."""
+    rows = headline().query("version == '2506.14440'").set_index("quantity")
+    return float(rows.value[quantity])
+
+
 def monte_carlo_summary() -> pd.DataFrame:
     """Four arms, 60 runs each on random 80 % subsets: summary statistics and tests as published.
 

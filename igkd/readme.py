@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from igkd import experiments, published
-from igkd.claims import CHECKS, OPEN, ledger
+from igkd.claims import OPEN, ledger
 from igkd.cost import multiply_accumulates
 from igkd.device import machine_name
 from igkd.engine import Study
@@ -268,10 +268,11 @@ def claims(root: Path) -> str:
 def summary(root: Path) -> str:
     """What holds, what does not and how sure that is, in a few lines."""
     small, full = _study("laptop", root), _study("paper", root)
+    full_size = ledger(full)
     # A claim that is open at the paper's size may be one that has no size: of latency, or of counts.
     verdicts = {
         at_size.claim.number: at_size if at_size.verdict != OPEN else here
-        for at_size, here in zip(ledger(full), ledger(small), strict=True)
+        for at_size, here in zip(full_size, ledger(small), strict=True)
     }
     decided = "; ".join(
         f"{number} **{each.verdict}** ({each}"
@@ -281,12 +282,13 @@ def summary(root: Path) -> str:
     )
     still_open = [number for number, each in verdicts.items() if each.verdict == OPEN]
     gain, _ = published_gain()
-    first, effect = CHECKS["C1"](full), overlay_effect(small)
+    first, effect = full_size[0], overlay_effect(small)
     students = small.table([item for item in experiments.arms(small.plan) if item.labels["arm"] == "Student"])
     return (
         f"- Decided: {decided}.\n"
         f"- Open at the paper's size: {', '.join(still_open)}. Of C1 {first.n} of {full.profile.num_seeds} declared pairs of "
-        f"runs are recorded{f', {first} so far' if first.low else ''}, too few for a verdict.\n"
+        f"runs are recorded{f', {first} so far' if first.low else ''}"
+        f"{', too few for a verdict' * (first.verdict == OPEN)}.\n"
         f"- The ten published runs of KD+IG are {100 * gain.difference:+.2f} points ahead of those of Student in the mean "
         f"({gain.test}'s p = {gain.p:.0e}); the abstract's 1.1 is best against best.\n"
         f"- In a much smaller setting here ({small.describe_student().split(', ', 1)[1]}, {small.images.n_train:,} images, "
@@ -321,14 +323,13 @@ def controls(root: Path) -> str:
 
 def state(root: Path) -> str:
     """What is recorded so far, of what the profiles on CIFAR-10 declare."""
-    stated = published.headline().query("version == '2506.14440'").set_index("quantity").value
     lines = []
     for path in sorted((root / "records" / "teacher").glob("*.json")):
         record = Record.from_json(path.read_text())
         done, epochs = record.outcome, record.run.recipe.num_epochs
         lines.append(
             f"- Teacher: {done['accuracy']:.2%} on {done['n_test']:,} test images after {epochs} epochs on "
-            f"{done['n_train']:,} training images, 1 run (published: {stated['teacher_accuracy']}% with 50,000 "
+            f"{done['n_train']:,} training images, 1 run (published: {published.stated('teacher_accuracy')}% with 50,000 "
             "images). Shipped in `weights/`."
         )
     lines += ["", "| profile | notebook | runs | recorded of declared | seeds | blocks removed | training images |"]
