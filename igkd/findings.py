@@ -411,7 +411,7 @@ def _of_the_papers_size(study: Study) -> list[str]:
     gain = statistics.compare_recorded(runs, [("KD+IG", "Student")], pair_by="seed").iloc[0]
     decided = (
         f"KD+IG less Student: {_points(gain)}, {gain.n} of {study.profile.num_seeds} declared pairs"
-        f"{', so not yet a verdict' * (gain.n < study.profile.num_seeds)} (published means: {100 * (theirs['KD+IG'] - theirs['Student']):+.2f})"
+        f"{', so not yet a verdict' if gain.n < study.profile.num_seeds else ''} (published means: {100 * (theirs['KD+IG'] - theirs['Student']):+.2f})"
         if gain.n >= 2
         else "Single runs do not tell them apart"
     )

@@ -288,7 +288,7 @@ def summary(root: Path) -> str:
         f"- Decided: {decided}.\n"
         f"- Open at the paper's size: {', '.join(still_open)}. Of C1 {first.n} of {full.profile.num_seeds} declared pairs of "
         f"runs are recorded{f', {first} so far' if first.low else ''}"
-        f"{', too few for a verdict' * (first.verdict == OPEN)}.\n"
+        f"{', too few for a verdict' if first.verdict == OPEN else ''}.\n"
         f"- The ten published runs of KD+IG are {100 * gain.difference:+.2f} points ahead of those of Student in the mean "
         f"({gain.test}'s p = {gain.p:.0e}); the abstract's 1.1 is best against best.\n"
         f"- In a much smaller setting here ({small.describe_student().split(', ', 1)[1]}, {small.images.n_train:,} images, "
