@@ -107,7 +107,6 @@ def _train_all(
         alone: ray.remote(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0), max_retries=MAX_RETRIES)(_train)
         for alone, need in needs.items()
     }
-    digest = study.teacher().digest if any(item.run.signals for item in items) else None
     threads, images = torch.get_num_threads(), ray.put(study.images)
     kept, signals = {}, {}
     for of, run in {needed(item.run): item.run for item in items}.items():
@@ -130,7 +129,7 @@ def _train_all(
             # Twenty times 0.05 is more than 1 in floating point.
             if running and any(used[kind] + share > _total(kind) + 1e-6 for kind, share in needs[alone].items()):
                 break
-            taught = (digest if item.run.signals else None, *signals[needed(item.run)])
+            taught = (study.teacher_digest(item.run), *signals[needed(item.run)])
             running[tasks[alone].remote(item.run, item.run.key, device, threads, images, *taught)] = waiting.popleft()
             used.update(needs[alone])
         if not running:

@@ -253,12 +253,15 @@ class Plan:
     accuracy : callable
         The recorded accuracy of the run with this key, None if it is not recorded: for experiments whose constants
         another experiment decides.
+    better_teacher_key : str or None
+        Key of another teacher's run, where there is one for the images.
     """
 
     profile: Profile
     data: str
     teacher_key: str
     accuracy: Callable[[str], float | None] = field(default=lambda key: None, compare=False)
+    better_teacher_key: str | None = None
 
     def student(
         self,
@@ -370,19 +373,18 @@ def monte_carlo(plan: Plan) -> list[Planned]:
 def recipes(plan: Plan) -> list[Planned]:
     """The profile's recipe against the paper's, without a teacher: what fewer epochs cost or gain.
 
-    The profile's own student has the seeds of `recipe_arms`, whose plain students these are.
+    The uncut network is trained with `RECIPES["teacher"]` too.
     """
-    own, paper = plan.profile.recipe, _paper_recipe(plan)
+    own, paper, teacher = plan.profile.recipe, _paper_recipe(plan), RECIPES["teacher"]
     return [
         Planned(
             "recipes",
-            {"arm": "Student", "blocks_removed": cut, "num_epochs": recipe.num_epochs, "seed": seed},
+            {"arm": "Student", "blocks_removed": cut, "recipe": recipe.name, "seed": seed},
             Run(plan.data, Subset(share), Architecture(cut, normalize=cut == 0), Method(), recipe, None, seed),
         )
         for seed in range(max(2, plan.profile.num_recipe_seeds))
         for cut, share in plan.profile.compared
-        if seed < 2 or (cut, share) == (plan.profile.blocks_removed, 1.0)
-        for recipe in (own, paper)
+        for recipe in (own, *([teacher] if cut == 0 else []), paper)
     ]
 
 
@@ -390,9 +392,24 @@ def recipe_arms(plan: Plan) -> list[Planned]:
     """The arms with the paper's recipe, of the seeds that also have the profile's: do arms differ alike under both?"""
     paper = _paper_recipe(plan)
     return [
-        Planned("recipes", item.labels | {"num_epochs": paper.num_epochs}, replace(item.run, recipe=paper))
+        Planned("recipes", item.labels | {"recipe": paper.name}, replace(item.run, recipe=paper))
         for item in arms(plan)
         if item.labels["seed"] < plan.profile.num_recipe_seeds
+    ]
+
+
+def better_teacher(plan: Plan) -> list[Planned]:
+    """The arms with signals of a better teacher, of the seeds of `recipe_arms`; none if there is no such teacher."""
+    if plan.better_teacher_key is None:
+        return []
+    return [
+        Planned(
+            "teachers",
+            item.labels | {"teacher": "better"},
+            replace(item.run, signals=replace(item.run.signals, teacher=plan.better_teacher_key)),
+        )
+        for item in arms(plan)
+        if item.run.signals and item.labels["seed"] < plan.profile.num_recipe_seeds
     ]
 
 
@@ -604,7 +621,7 @@ NOTEBOOKS = {
     "00": (arms,),
     TEACHER_NOTEBOOK: (),
     "02": (steps,),
-    "03": (arms, search, recipes, recipe_arms),
+    "03": (arms, search, recipes, recipe_arms, better_teacher),
     "04": (factorial, attention_weights),
     "05": (monte_carlo,),
     "06": (factorial,),

@@ -9,6 +9,7 @@ from igkd.device import machine_name
 from igkd.engine import Study
 from igkd.errors import MissingImages
 from igkd.losses import fitted_loss
+from igkd.methods import RECIPES
 from igkd.models import compression_factor
 
 #: What an attention loss of 8x8 maps is at most (`igkd.losses.attention_loss`).
@@ -44,7 +45,7 @@ def findings(study: Study) -> dict[str, list[str]]:
             *_of_steps(study),
             *_of_corruption(study),
         ],
-        "Here, with all training images": _of_all_images(full) if full else [],
+        "Here, with all training images": [*_of_all_images(full), *_of_teachers(full)] if full else [],
         "Here, speed": _of_latency(study),
     }
     return {about: sentences for about, sentences in found.items() if sentences}
@@ -130,6 +131,25 @@ def sweep_gains(study: Study) -> pd.DataFrame:
         for cut, of_cut in runs[runs.width == 1].groupby("blocks_removed")
     ]
     return pd.concat(found).query("n >= 2").reset_index(drop=True)
+
+
+def recipe_differences(study: Study) -> pd.DataFrame:
+    """How far each recipe is from the paper's for networks that are trained without a teacher.
+
+    Returns
+    -------
+    DataFrame
+        One row a network, number of training images and recipe of which a run has one of the paper's recipe with the same
+        seed beside it: ``blocks_removed``, ``n_train``, and columns of `igkd.statistics.compare_recorded`, where ``arm``
+        is the recipe in words and ``reference`` the paper's. p-values are not corrected.
+    """
+    runs = study.table(experiments.recipes(study.plan))
+    paper, found = RECIPES["paper"].name, []
+    for (cut, n_train), each in runs.groupby(["blocks_removed", "n_train"]) if len(runs) else ():
+        pairs = [(recipe, paper) for recipe in each.recipe.unique() if recipe != paper]
+        compared = statistics.compare_recorded(each.assign(arm=each.recipe), pairs, pair_by="seed")
+        found.append(compared[compared.n > 0].assign(blocks_removed=cut, n_train=n_train).drop(columns="p_holm"))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["blocks_removed", "n_train"])
 
 
 def recipe_gains(study: Study) -> pd.DataFrame:
@@ -346,18 +366,13 @@ def _of_recipes(study: Study, full: Study | None) -> list[str]:
     if n < 2:
         return []
     own, paper = gains.recipe.unique()
-    students = study.table(experiments.recipes(study.plan))
-    students = students[students.blocks_removed == study.profile.blocks_removed]
-    students = students.assign(arm=students.num_epochs.astype(str))
-    epochs = sorted(students.num_epochs.unique())
-    level = statistics.compare_recorded(students, [tuple(map(str, epochs))], pair_by="seed").iloc[0]
-    larger = full.table(experiments.recipes(full.plan)) if full else pd.DataFrame()
-    if len(larger):
-        larger = larger[larger.blocks_removed == study.profile.blocks_removed]
-    elsewhere = ""
-    if len(larger) and larger.num_epochs.nunique() == 2:
-        few, many = (larger.accuracy[larger.num_epochs == each] for each in sorted(larger.num_epochs.unique()))
-        elsewhere = f" (with {larger.n_train.iloc[0]:,} images: {100 * (few.mean() - many.mean()):+.1f}, n = {len(few)} and {len(many)})"
+    (level,) = recipe_differences(study).itertuples()
+    larger = recipe_differences(full) if full else pd.DataFrame()
+    elsewhere = "".join(
+        f" (with {row.n_train:,} images: {_points_of_pairs(row)})"
+        for row in larger.itertuples()
+        if row.blocks_removed == study.profile.blocks_removed
+    )
     ours, theirs = (
         statistics.spread(of_recipe[of_recipe.arm == "KD+IG"].gain)
         for _, of_recipe in gains.groupby("recipe", sort=False)
@@ -370,11 +385,28 @@ def _of_recipes(study: Study, full: Study | None) -> list[str]:
         for row in compared.itertuples()
     )
     return [
-        f"With our recipe ({own}) the plain student reaches {level['mean']:.1%}, with the paper's ({paper}) "
+        f"With our recipe ({own}) the plain student reaches {level.mean:.1%}, with the paper's ({paper}) "
         f"{level.mean_reference:.1%}: {_points(level)}{elsewhere}. Gains over it with the one and the other: {changes}. "
         f"The gain of KD+IG scatters from seed to seed by {_range(ours)} points with ours and by {_range(theirs)} with the "
         f"paper's, so {n} seeds find a change only if it is about {100 * visible:.1f} points or larger (80 % power): whether "
         "the recipes lead to the same conclusion is open (notebook 03)."
+    ]
+
+
+def _of_teachers(full: Study) -> list[str]:
+    """What the teacher's network reaches with few epochs."""
+    runs = full.table(experiments.recipes(full.plan))
+    runs = runs[runs.blocks_removed == 0] if len(runs) else runs
+    few = recipe_differences(full)
+    few = few[few.blocks_removed == 0]
+    if few.empty:
+        return []
+    compared = "; ".join(f"{row.arm}: {row.mean:.1%}, {_points_of_pairs(row)}" for row in few.itertuples())
+    reached = runs[(runs.n_train == full.images.n_train) & (runs.recipe == RECIPES["teacher"].name)].accuracy
+    whole = f" On all {full.images.n_train:,} images the last of these reaches {reached.mean():.2%} (n = {len(reached)})." if len(reached) else ""
+    return [
+        f"The teacher's network, {few.n_train.iloc[0]:,} images, less the paper's recipe ({few.reference.iloc[0]}: "
+        f"{few.mean_reference.iloc[-1]:.1%}): {compared}.{whole} (Notebook 03.)"
     ]
 
 
@@ -483,6 +515,13 @@ def _of_latency(study: Study) -> list[str]:
 def _points(found, estimate: str = "difference") -> str:
     """A difference with its interval in percentage points."""
     return f"{100 * getattr(found, estimate):+.2f} points [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+
+
+def _points_of_pairs(found) -> str:
+    """As `_points` with the number of pairs; a single one has no interval."""
+    if found.n == 1:
+        return f"{100 * found.difference:+.1f} points, n = 1"
+    return f"{_points(found)}, n = {found.n}"
 
 
 def _corrected(found, questions: int, estimate: str = "difference") -> str:

@@ -58,10 +58,16 @@ class Architecture:
         narrowed = f", width {self.width:g}" if self.width != 1 else ""
         return f"{self.blocks_removed} removed{narrowed}"
 
-    def build(self, num_classes: int, mean_std, generator: torch.Generator | None = None) -> "MobileNetV2":
+    def build(
+        self,
+        num_classes: int,
+        mean_std,
+        generator: torch.Generator | None = None,
+        zero_init_residual: bool = False,
+    ) -> "MobileNetV2":
         """The network with fresh weights drawn from `generator`; `mean_std` as in `ImageSet.mean_std`."""
         model = MobileNetV2(num_classes, self.blocks_removed, self.width, mean_std if self.normalize else None)
-        model.reset_parameters(generator)
+        model.reset_parameters(generator, zero_init_residual)
         return model
 
 
@@ -107,8 +113,11 @@ class MobileNetV2(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Fresh weights: He et al. 2015 for convolutions (fan out), N(0, 0.01) for the classifier."""
+    def reset_parameters(self, generator: torch.Generator | None = None, zero_init_residual: bool = False) -> None:
+        """Fresh weights: He et al. 2015 for convolutions (fan out), N(0, 0.01) for the classifier.
+
+        With `zero_init_residual` residual branches begin by adding nothing (Goyal et al. 2017).
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", generator=generator)
@@ -117,6 +126,10 @@ class MobileNetV2(nn.Module):
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, 0, 0.01, generator=generator)
                 nn.init.zeros_(module.bias)
+        if zero_init_residual:
+            for block in self.features:
+                if isinstance(block, InvertedResidual) and block.use_res_connect:
+                    nn.init.zeros_(block.conv[-1].weight)
 
     def forward(self, x: Tensor, tap: int | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (B, num_classes); with `tap`, also the activation (B, C, h, w) of ``features[tap]``."""

@@ -1,6 +1,7 @@
 """What a study has still to train: how many runs, how long on this machine, how much disk, and why."""
 
 import dataclasses
+import functools
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
@@ -78,15 +79,19 @@ def outlook(study: Study, notebooks: Iterable[str]) -> tuple[dict[str, Outlook],
         speed, source = measure_speed(study, everything)
     except InputError as error:
         return {number: Outlook(*count, None, 0) for number, count in counts.items()}, f"not known: {error}"
-    path = study.store.find_weights(study.plan.teacher_key)
-    digest = path and state_digest(load_weights(path, study.images.num_classes))
+
+    @functools.cache
+    def digest(teacher: str) -> str | None:
+        path = study.store.find_weights(teacher)
+        return path and state_digest(load_weights(path, study.images.num_classes))
+
     found, counted = {}, set()
     for number, items in missing.items():
         todo = [item.run for item in items]
         seconds = sum(speed.seconds(study, run) / (1 if trains_alone(run) else study.jobs) for run in todo)
         disk = sum(_weights_bytes(study, run) for run in todo)
         for run in {needed(run): run for run in todo if run.method.overlay_prob}.values():
-            maps = maps_file(run, study.images, digest, study.store.scratch / "signals")
+            maps = maps_file(run, study.images, digest(run.signals.teacher), study.store.scratch / "signals")
             if maps not in counted and not maps.exists():
                 n, (height, width) = study.images.n_train, study.images.size
                 seconds += speed.seconds(study, _as_training(run))

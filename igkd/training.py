@@ -25,8 +25,8 @@ from igkd.device import Compute, Replayed, can_compile
 from igkd.errors import InputError, TrainingError
 from igkd.images import ImageSet, train_indices, validation_indices
 from igkd.losses import attention_loss, attention_map, distillation_loss
-from igkd.methods import Recipe
 from igkd.models import MobileNetV2, attention_tap, pack_weights, state_digest
+from igkd.optimizers import make_optimizer, orthogonalise_gradients, pointwise_weights
 from igkd.runs import AUGMENTATION, DROPOUT, ORDER, WEIGHTS, Record, Run, Store, stream, write_atomically
 from igkd.signals import Signals, as_input
 
@@ -75,7 +75,8 @@ def train(
     if images.fingerprint != run.data:
         raise InputError(f"the run is of the images {run.data}, not of {images.fingerprint}; give it those")
     rows = torch.from_numpy(train_indices(images.train_labels, run.subset))
-    model = run.architecture.build(images.num_classes, images.mean_std, stream(run.seed, WEIGHTS))
+    start = stream(run.seed, WEIGHTS), run.recipe.zero_init_residual
+    model = run.architecture.build(images.num_classes, images.mean_std, *start)
     work = multiply_accumulates(model, images.size) * float(len(rows)) * run.recipe.num_epochs
     threads = torch.get_num_threads()
     # Sums are taken in another order by another number of threads, so the number must depend on the run alone.
@@ -105,7 +106,7 @@ def _fit(run, model, rows, work, images, store, compute, signals, teacher_digest
     recipe = run.recipe
     compiled = can_compile(compute) and trains_alone(run) and takes_long(work)
     model = compute.prepare(model)
-    optimizer, scheduler = _optimizer(model, recipe, max(1, len(rows) // recipe.batch_size))
+    optimizer, scheduler = make_optimizer(model, recipe, max(1, len(rows) // recipe.batch_size))
     history, seconds = _restore(store.checkpoint_path(run.key), model, optimizer, scheduler, log)
     loop = _Loop(run, images, signals, rows, compute, model, optimizer)
     # Evaluation has other batch sizes, for which compiling again would not pay, so it uses `model` itself.
@@ -229,6 +230,7 @@ class _Loop:
         # The released code crops and mirrors the image alone.
         self.moves_signals = run.signals is not None and run.signals.variant != "released"
         self.tap = attention_tap(run.architecture.blocks_removed) if run.method.gamma else None
+        self.orthogonalised = pointwise_weights(model) if run.recipe.optimizer == "orthogonal_sgd" else []
 
     def epoch(self, update: Callable, measure: Callable, scheduler, epoch: int) -> dict:
         """One pass over the training images; means of the loss terms and the running accuracy.
@@ -276,6 +278,8 @@ class _Loop:
         norms = _gradient_norms(weighted, model) if measured else {}
         self.optimizer.zero_grad()
         terms["loss"].backward()
+        with self.compute.autocast():
+            orthogonalise_gradients(self.orthogonalised)
         self.optimizer.step()
         return {name: term.detach() for name, term in terms.items()}, norms
 
@@ -322,30 +326,6 @@ def _gradient_norms(weighted: dict[str, Tensor], model: nn.Module) -> dict[str, 
         squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
         norms[name] = torch.stack(squares).sum().sqrt()
     return norms
-
-
-def _optimizer(model: nn.Module, recipe: Recipe, steps_per_epoch: int):
-    decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    if recipe.optimizer == "adam":
-        optimizer = torch.optim.Adam(groups, lr=recipe.lr, fused=True)
-    else:
-        optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=True)
-    if not recipe.one_cycle:
-        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    # Its warm-up would have no length at 5 steps, by which OneCycleLR divides.
-    total_steps = max(6, recipe.num_epochs * steps_per_epoch + 1)
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        recipe.lr,
-        total_steps=total_steps,
-        pct_start=0.2,
-        anneal_strategy="linear",
-        cycle_momentum=False,
-        div_factor=25,
-        final_div_factor=1e4,
-    )
 
 
 def _checkpoint(path: Path, model, optimizer, scheduler, history: list, seconds: float) -> None:

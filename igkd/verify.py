@@ -57,10 +57,9 @@ def verify_runs(study: Study, count: int, generator: np.random.Generator) -> Ite
 
 def _again(study: Study, item: Planned, items: list[Planned]) -> Check:
     record = study.store.find(item.run.key)
-    teacher = study.teacher().digest if item.run.signals else None
     with tempfile.TemporaryDirectory() as folder:
         aside = Store(Path(folder), Path(folder), Path(folder))
-        again = train(item.run, study.images, aside, study.compute, study.signals(item.run), teacher)
+        again = train(item.run, study.images, aside, study.compute, study.signals(item.run), study.teacher_digest(item.run))
     name = f"{describe(item)} ({item.run.key})"
     if again.outcome["weights"] == record.outcome["weights"]:
         return Check(name, True, "equal bit for bit")

@@ -146,10 +146,11 @@ every_kind_of_run = pytest.mark.parametrize(
         small_run(IMAGES, ALL, ONE_RATE),
         small_run(IMAGES, ALL, replace(ONE_RATE, one_cycle=True)),
         small_run(IMAGES, ALL, replace(ONE_RATE, optimizer="adam", lr=1e-3)),
+        small_run(IMAGES, ALL, replace(ONE_RATE, optimizer="orthogonal_sgd", lr=1e-3)),
         small_run(IMAGES, recipe=replace(ONE_RATE, batch_size=40)),
         small_run(IMAGES, architecture=TEACHER, recipe=replace(ONE_RATE, num_epochs=1)),
     ],
-    ids=["all ingredients", "one cycle", "adam", "one step an epoch", "dropout"],
+    ids=["all ingredients", "one cycle", "adam", "orthogonal", "one step an epoch", "dropout"],
 )
 
 

@@ -64,7 +64,7 @@ def test_arms_with_the_papers_recipe_differ_from_the_others_in_nothing_else(name
         stated = (recipe.num_epochs, recipe.batch_size, recipe.optimizer, recipe.lr, recipe.one_cycle, recipe.padding)
         assert stated == (100, 64, "adam", 1e-3, False, 4) and recipe.weight_decay == 0
         twin = own[replace(item.run, recipe=plan(name).profile.recipe).key]
-        assert twin.labels | {"num_epochs": 100} == item.labels
+        assert twin.labels | {"recipe": recipe.name} == item.labels
         alike.add(twin.labels["seed"])
     assert len(recipe_arms(plan(name))) == 4 * len(alike) and len(alike) >= 3
     # Plain students of both experiments are the same runs.

@@ -176,8 +176,9 @@ class Stop(Exception):
     [
         (small_run(IMAGES, ALL, replace(ADAM, num_epochs=3)), small_signals(IMAGES)),
         (small_run(IMAGES, recipe=replace(RECIPE, num_epochs=3), architecture=Architecture(0, 0.25, True)), None),
+        (small_run(IMAGES, recipe=replace(RECIPE, num_epochs=3, optimizer="orthogonal_sgd", lr=1e-3)), None),
     ],
-    ids=["all ingredients, adam", "dropout, sgd, one cycle"],
+    ids=["all ingredients, adam", "dropout, sgd, one cycle", "orthogonal, one cycle"],
 )
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(run, signals, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_EVERY_SECONDS", 0)

@@ -29,7 +29,7 @@ def record(accuracy, weights="0", machine="one", **fields):
 def study(tmp_path_factory):
     """A demo study that consists of the two short runs of one experiment."""
     study = Study("demo", device="cpu", root=tmp_path_factory.mktemp("study"), log=lambda line: None, jobs=1)
-    items = [item for item in experiments.recipes(study.plan) if item.labels["num_epochs"] < 100]
+    items = [item for item in experiments.recipes(study.plan) if item.run.recipe.num_epochs < 100]
     study.planned = lambda: items
     study.ensure(items)
     return study
