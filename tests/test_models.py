@@ -126,6 +126,22 @@ def test_initial_convolutions_are_he_normal_by_fan_out():
     assert float(model.classifier[1].weight.detach().std()) == pytest.approx(0.01, rel=0.1)
 
 
+def test_residual_branches_can_start_by_adding_nothing():
+    network = Architecture(0)
+    plain, zero = (network.build(10, None, torch.Generator().manual_seed(0), asked) for asked in (False, True))
+    x, handed_on = torch.rand(2, 3, 32, 32), 0
+    for block, other in zip(zero.features, plain.features, strict=True):
+        out = block(x)
+        if out.shape == x.shape and torch.equal(out, x):
+            handed_on += 1
+            assert not torch.equal(other(x), x)
+        x = out
+    assert handed_on == 10  # Sandler et al. 2018: all repeats of a stage but the first, 1 + 2 + 3 + 2 + 2
+    # All else starts alike.
+    differing = [name for name, one in zero.state_dict().items() if not torch.equal(one, plain.state_dict()[name])]
+    assert len(differing) == 10
+
+
 def test_state_digest_notices_one_number():
     model = network(17)
     before = state_digest(model)

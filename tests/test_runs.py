@@ -58,6 +58,7 @@ OTHER = {
         "one_cycle": False,
         "weight_decay": 0.0,
         "padding": 3,
+        "zero_init_residual": True,
     },
     "signals": {"teacher": "fedcba9876543211", "variant": "released", "n_steps": 49, "baseline": "black"},
 }
