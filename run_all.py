@@ -337,12 +337,12 @@ def show_reasons(study, numbers: list[str]) -> int:
 
 
 def forget(study, numbers: list[str]) -> None:
-    """Remove what the notebooks declare and measured; the teacher, which all need, is its own notebook's."""
+    """Remove what the notebooks declare and measured; teachers, which all need, are their own notebook's."""
     from igkd.experiments import TEACHER_NOTEBOOK
 
     keys = {item.run.key for item in study.planned(numbers)} & study.store.keys()
     if TEACHER_NOTEBOOK not in numbers:
-        keys -= {item.run.key for item in study.teacher_runs()}
+        keys -= {item.run.key for item in study.planned([TEACHER_NOTEBOOK])}
     for key in keys:
         study.store.forget(key)
     if LATENCY_NOTEBOOK in numbers:

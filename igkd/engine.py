@@ -23,6 +23,7 @@ from igkd.device import Compute, machine_name, pick_compute
 from igkd.errors import InputError, MissingImages, TrainingError
 from igkd.experiments import NOTEBOOKS, Plan, Planned, Profile, profile, teacher_run
 from igkd.images import CIFAR10_CLASSES, ImageSet, RecordedImages, Subset, load_images
+from igkd.methods import RECIPES
 from igkd.models import (
     Architecture,
     MobileNetV2,
@@ -38,7 +39,7 @@ from igkd.training import takes_long, train, trains_alone
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED_TEACHER = "teacher-cifar10.safetensors"
-#: Right more often than the other, from which the records learn.
+#: Is right more often than the other, from which all runs learn but those that ask what a better teacher is worth.
 BETTER_TEACHER = "better-teacher-cifar10.safetensors"
 #: Training images of CIFAR-10 that make a study one of the paper's size.
 FULL_SIZE = 40_000
@@ -137,17 +138,17 @@ class Study:
     def plan(self) -> Plan:
         """What the experiments need to know to declare their runs."""
         if self.profile.teacher is not None:
-            key = teacher_run(self.fingerprint, self.profile.teacher).key
+            recipes = self.profile.teacher, RECIPES["teacher"]
+            keys = [teacher_run(self.fingerprint, recipe).key for recipe in recipes]
         else:
-            path = self.store.shipped / SHIPPED_TEACHER
-            if not path.exists():
-                raise InputError(
-                    f"the {self.profile.name} profile needs the teacher {path}; get it from the repository"
-                )
-            key = weights_metadata(path)["run"]
-        better = self.store.shipped / BETTER_TEACHER
-        known = self.profile.dataset == "cifar10" and better.exists()
-        return Plan(self.profile, self.fingerprint, key, self._accuracy, weights_metadata(better)["run"] if known else None)
+            keys = [self._shipped_key(name) for name in (SHIPPED_TEACHER, BETTER_TEACHER)]
+        return Plan(self.profile, self.fingerprint, *keys, self._accuracy)
+
+    def _shipped_key(self, name: str) -> str:
+        path = self.store.shipped / name
+        if not path.exists():
+            raise InputError(f"the {self.profile.name} profile needs the teacher {path}; get it from the repository")
+        return weights_metadata(path)["run"]
 
     def _accuracy(self, key: str) -> float | None:
         record = self.store.find(key)

@@ -250,18 +250,18 @@ class Plan:
         Fingerprint of the images.
     teacher_key : str
         Key of the teacher's run.
+    better_teacher_key : str
+        Key of the run of a teacher that is right more often.
     accuracy : callable
         The recorded accuracy of the run with this key, None if it is not recorded: for experiments whose constants
         another experiment decides.
-    better_teacher_key : str or None
-        Key of another teacher's run, where there is one for the images.
     """
 
     profile: Profile
     data: str
     teacher_key: str
+    better_teacher_key: str
     accuracy: Callable[[str], float | None] = field(default=lambda key: None, compare=False)
-    better_teacher_key: str | None = None
 
     def student(
         self,
@@ -399,12 +399,18 @@ def recipe_arms(plan: Plan) -> list[Planned]:
 
 
 def better_teacher(plan: Plan) -> list[Planned]:
-    """The arms with signals of a better teacher, of the seeds of `recipe_arms`; none if there is no such teacher."""
-    if plan.better_teacher_key is None:
+    """The training of the better teacher, in the profile that is of its images."""
+    run = teacher_run(plan.data, RECIPES["teacher"])
+    if run.key != plan.better_teacher_key or not better_teacher_arms(plan):
         return []
+    return [Planned("teacher", {"arm": "Better teacher", "seed": run.seed}, run)]
+
+
+def better_teacher_arms(plan: Plan) -> list[Planned]:
+    """The arms with signals of a better teacher, of the seeds of `recipe_arms`."""
     return [
         Planned(
-            "teachers",
+            "better_teacher",
             item.labels | {"teacher": "better"},
             replace(item.run, signals=replace(item.run.signals, teacher=plan.better_teacher_key)),
         )
@@ -616,12 +622,12 @@ def shown(plan: Plan) -> list[Planned]:
 
 #: The teacher's own notebook.
 TEACHER_NOTEBOOK = "01"
-#: Which experiments each notebook declares; an empty one needs the teacher alone.
+#: Which experiments each notebook declares, besides the profile's own teacher.
 NOTEBOOKS = {
     "00": (arms,),
-    TEACHER_NOTEBOOK: (),
+    TEACHER_NOTEBOOK: (better_teacher,),
     "02": (steps,),
-    "03": (arms, search, recipes, recipe_arms, better_teacher),
+    "03": (arms, search, recipes, recipe_arms, better_teacher_arms),
     "04": (factorial, attention_weights),
     "05": (monte_carlo,),
     "06": (factorial,),

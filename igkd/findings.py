@@ -42,6 +42,7 @@ def findings(study: Study) -> dict[str, list[str]]:
             *_of_tuned_arms(study),
             *_of_attention(study),
             *_of_recipes(study, full),
+            *_of_better_teacher(study),
             *_of_steps(study),
             *_of_corruption(study),
         ],
@@ -150,6 +151,25 @@ def recipe_differences(study: Study) -> pd.DataFrame:
         compared = statistics.compare_recorded(each.assign(arm=each.recipe), pairs, pair_by="seed")
         found.append(compared[compared.n > 0].assign(blocks_removed=cut, n_train=n_train).drop(columns="p_holm"))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["blocks_removed", "n_train"])
+
+
+def better_teacher_changes(study: Study) -> pd.DataFrame:
+    """What the arms gain with a better teacher, and how far that is from their gain with the study's own.
+
+    Returns
+    -------
+    DataFrame
+        Columns of `igkd.statistics.compare_recorded`, paired by seed, ``p_holm`` over all rows: first each arm, whose
+        name ends in ``, better teacher``, less Student, then each less the same arm with the study's teacher. No rows
+        before such arms are recorded.
+    """
+    taught = study.table(experiments.better_teacher_arms(study.plan))
+    if taught.empty:
+        return pd.DataFrame(columns=["arm", "reference", "n"])
+    better = {arm: f"{arm}, better teacher" for arm in taught.arm.unique()}
+    runs = pd.concat([study.table(experiments.arms(study.plan)), taught.assign(arm=taught.arm.map(better))])
+    pairs = [(name, "Student") for name in better.values()] + [(name, arm) for arm, name in better.items()]
+    return statistics.compare_recorded(runs, pairs, pair_by="seed")
 
 
 def recipe_gains(study: Study) -> pd.DataFrame:
@@ -390,6 +410,22 @@ def _of_recipes(study: Study, full: Study | None) -> list[str]:
         f"The gain of KD+IG scatters from seed to seed by {_range(ours)} points with ours and by {_range(theirs)} with the "
         f"paper's, so {n} seeds find a change only if it is about {100 * visible:.1f} points or larger (80 % power): whether "
         "the recipes lead to the same conclusion is open (notebook 03)."
+    ]
+
+
+def _of_better_teacher(study: Study) -> list[str]:
+    found = better_teacher_changes(study)
+    if found.empty or found.n.min() < 2:
+        return []
+    own, better = (study.store.find(key).outcome for key in (study.plan.teacher_key, study.plan.better_teacher_key))
+    gains, changes = (
+        "; ".join(f"{row.arm.partition(',')[0]} {_corrected(row, len(found))}" for row in part.itertuples())
+        for _, part in found.groupby(found.reference != "Student")
+    )
+    return [
+        f"With signals of a better teacher ({better['accuracy']:.2%} instead of {own['accuracy']:.2%}) the arms are ahead of "
+        f"Student by: {gains}; and of the same arms with the other teacher's by: {changes} ({found.n.min()} pairs, notebook "
+        "03)."
     ]
 
 

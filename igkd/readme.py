@@ -16,7 +16,6 @@ from igkd.experiments import NOTEBOOKS
 from igkd.findings import findings, overlay_effect, published_gain
 from igkd.models import MobileNetV2, count_parameters
 from igkd.notebooks import find_notebooks
-from igkd.runs import Record
 
 DATA = {"demo": "handwritten digits of scikit-learn", "laptop": "a share of CIFAR-10", "paper": "all of CIFAR-10"}
 
@@ -323,14 +322,14 @@ def controls(root: Path) -> str:
 
 def state(root: Path) -> str:
     """What is recorded so far, of what the profiles on CIFAR-10 declare."""
-    lines = []
-    for path in sorted((root / "records" / "teacher").glob("*.json")):
-        record = Record.from_json(path.read_text())
-        done, epochs = record.outcome, record.run.recipe.num_epochs
+    lines, study = [], _study("paper", root)
+    for record in sorted(study.store.records("teacher"), key=lambda record: record.key != study.plan.teacher_key):
+        done, shipped = record.outcome, study.store.find_weights(record.key)
+        what = "Teacher" if record.key == study.plan.teacher_key else "Better teacher"
         lines.append(
-            f"- Teacher: {done['accuracy']:.2%} on {done['n_test']:,} test images after {epochs} epochs on "
+            f"- {what}: {done['accuracy']:.2%} on {done['n_test']:,} test images after {record.run.recipe.name}, on "
             f"{done['n_train']:,} training images, 1 run (published: {published.stated('teacher_accuracy')}% with 50,000 "
-            "images). Shipped in `weights/`."
+            f"images). Shipped as `weights/{shipped.name}`."
         )
     lines += ["", "| profile | notebook | runs | recorded of declared | seeds | blocks removed | training images |"]
     lines += ["|---" * 7 + "|"]

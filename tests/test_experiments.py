@@ -32,7 +32,7 @@ from igkd.variants import VARIANTS
 
 
 def plan(name):
-    return Plan(PROFILES[name], "0123456789abcdef", "fedcba9876543210")
+    return Plan(PROFILES[name], "0123456789abcdef", "fedcba9876543210", "a better one")
 
 
 def arm(item):
