@@ -22,14 +22,13 @@ from pathlib import Path
 import training
 
 HERE = Path(__file__).resolve().parent
-CHOICES = ("bfloat16", "channels last", "own stride-2 gradient", "kept memory", "fused optimizer", "compiled")
+CHOICES = ("bfloat16", "channels last", "own stride-2 gradient", "kept memory", "fused optimizer")
 
 
 def take_back(choice: str):
     """Undo one choice in this process; how `training.ours` computes then."""
     import torch
 
-    import igkd.training
     from igkd import device
 
     if choice == "channels last":
@@ -48,8 +47,6 @@ def take_back(choice: str):
     elif choice == "fused optimizer":
         fused = torch.optim.SGD
         torch.optim.SGD = lambda groups, **settings: fused(groups, **settings | {"fused": False})
-    elif choice == "compiled":
-        igkd.training.can_compile = lambda compute: False
     compute = device.pick_compute("cpu")
     return replace(compute, bfloat16=compute.bfloat16 and choice != "bfloat16")
 
@@ -212,9 +209,8 @@ def main() -> None:
     content |= {"needed": {cut: needed(cut) for cut in options.blocks_removed}, "measured": [], "shares": {}}
 
     for cut in options.blocks_removed:
-        choices = ("", *CHOICES) if training.trained_alone(cut) else ("", *CHOICES[:-1])  # small ones are not compiled
         for turn in range(options.rounds):
-            for choice in choices:
+            for choice in ("", *CHOICES):
                 found = in_a_process("--without", choice, "--blocks-removed", cut, "--seconds", options.seconds)
                 row = {"blocks_removed": cut, "round": turn, "without": choice} | found
                 content["measured"].append(row)

@@ -1,4 +1,4 @@
-"""How arithmetic is done on this machine: device, precision, memory layout, compilation, CUDA graphs.
+"""How arithmetic is done on this machine: device, precision, memory layout, CUDA graphs.
 
 Every choice that a measurement supports is made here and nowhere else, and goes into each record. None of them is part
 of a run's description: they change seconds and the last digits, not the experiment.
@@ -7,7 +7,6 @@ of a run's description: they change seconds and the last digits, not the experim
 import ctypes
 import os
 import platform
-import shutil
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
@@ -102,11 +101,6 @@ def pick_compute(device: str = "auto") -> Compute:
     else:
         bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
     return Compute(device, bfloat16)
-
-
-def can_compile(compute: Compute) -> bool:
-    """Whether ``torch.compile`` can work here: on the CPU it needs a C++ compiler."""
-    return compute.device == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 class Replayed:

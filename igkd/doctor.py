@@ -132,14 +132,10 @@ def check_kernel() -> Finding:
 
 def check_device(device: str) -> Finding:
     """The device is there."""
-    from igkd.device import can_compile, machine_name, pick_compute
+    from igkd.device import machine_name, pick_compute
 
-    compute = pick_compute(device)
-    about = compute.describe()
-    detail = f"{about['device']}: {machine_name(about)}"
-    detail += ", bfloat16" if compute.bfloat16 else ""
-    if about["device"] == "cpu" and not can_compile(compute):
-        detail += "; no C++ compiler, so long trainings are slower than they could be"
+    about = pick_compute(device).describe()
+    detail = f"{about['device']}: {machine_name(about)}" + ", bfloat16" * about["bfloat16"]
     return Finding("device", True, detail)
 
 

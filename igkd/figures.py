@@ -133,6 +133,34 @@ def training_curves(history: list[dict]) -> Figure:
     return figure
 
 
+def recipes(epochs: pd.DataFrame, tested: pd.DataFrame, title: str) -> Figure:
+    """What networks reach epoch by epoch with each recipe, and on the test images at the end.
+
+    Parameters
+    ----------
+    epochs : DataFrame
+        Columns ``recipe``, ``key``, ``epoch``, ``train_accuracy`` (a fraction), one row an epoch of a run.
+    tested : DataFrame
+        Columns ``recipe``, ``key``, ``accuracy`` (a fraction), one row a run.
+    title : str
+    """
+    figure, axis = plt.subplots(figsize=(7, 3.6))
+    colours = dict(zip(tested.recipe.unique(), sns.color_palette("colorblind")))
+    for recipe, colour in colours.items():
+        label = recipe
+        for key, run in epochs[epochs.recipe == recipe].groupby("key"):
+            axis.plot(run.epoch, 100 * run.train_accuracy, color=colour, linewidth=1, label=label)
+            accuracy = tested.set_index("key").accuracy[key]
+            axis.plot(run.epoch.max(), 100 * accuracy, "o", color=colour, markeredgecolor="white")
+            label = None
+    axis.plot([], [], "o", color="0.4", label="on test images, after the last epoch")
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.set(xlabel="epoch", ylabel="accuracy on augmented\ntraining images (%)", title=title)
+    axis.legend(fontsize="small")
+    return figure
+
+
 def per_class(accuracies: list[float], class_names: tuple[str, ...], overall: float) -> Figure:
     """Accuracy of each class, and the overall accuracy as a line."""
     figure, axis = plt.subplots(figsize=(7, 3))

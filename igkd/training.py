@@ -20,8 +20,7 @@ from torch.nn import functional as F
 
 from igkd import __version__
 from igkd.augment import Draw, crop_mirror, cutout, draw, move_attention, overlay, pad
-from igkd.cost import multiply_accumulates
-from igkd.device import Compute, Replayed, can_compile
+from igkd.device import Compute, Replayed
 from igkd.errors import InputError, TrainingError
 from igkd.images import ImageSet, train_indices, validation_indices
 from igkd.losses import attention_loss, attention_map, distillation_loss
@@ -77,13 +76,12 @@ def train(
     rows = torch.from_numpy(train_indices(images.train_labels, run.subset))
     start = stream(run.seed, WEIGHTS), run.recipe.zero_init_residual
     model = run.architecture.build(images.num_classes, images.mean_std, *start)
-    work = multiply_accumulates(model, images.size) * float(len(rows)) * run.recipe.num_epochs
     threads = torch.get_num_threads()
     # Sums are taken in another order by another number of threads, so the number must depend on the run alone.
     torch.set_num_threads(threads if trains_alone(run) else 1)
     try:
         with compute.stream():
-            return _fit(run, model, rows, work, images, store, compute, signals, teacher_digest, log)
+            return _fit(run, model, rows, images, store, compute, signals, teacher_digest, log)
     finally:
         torch.set_num_threads(threads)
 
@@ -102,24 +100,20 @@ def takes_long(work: float) -> bool:
     return work > 8e12
 
 
-def _fit(run, model, rows, work, images, store, compute, signals, teacher_digest, log) -> Record:
+def _fit(run, model, rows, images, store, compute, signals, teacher_digest, log) -> Record:
     recipe = run.recipe
-    compiled = can_compile(compute) and trains_alone(run) and takes_long(work)
     model = compute.prepare(model)
     optimizer, scheduler = make_optimizer(model, recipe, max(1, len(rows) // recipe.batch_size))
     history, seconds = _restore(store.checkpoint_path(run.key), model, optimizer, scheduler, log)
     loop = _Loop(run, images, signals, rows, compute, model, optimizer)
-    # Evaluation has other batch sizes, for which compiling again would not pay, so it uses `model` itself.
-    stepped = torch.compile(model) if compiled else model
 
-    def repeated(network: nn.Module, measured: bool) -> Replayed:
+    def repeated(measured: bool) -> Replayed:
         def update(rows: Tensor, *drawn: Tensor):
-            return loop.update(network, rows, Draw(*drawn), measured)
+            return loop.update(rows, Draw(*drawn), measured)
 
         return Replayed(update, optimizer, compute.capture, log)
 
-    # What is compiled keeps no graph for a second gradient.
-    update, measure = repeated(stepped, False), repeated(model, True)
+    update, measure = repeated(False), repeated(True)
     saved = -math.inf
     for epoch in range(len(history), recipe.num_epochs):
         started = time.monotonic()
@@ -156,7 +150,7 @@ def _fit(run, model, rows, work, images, store, compute, signals, teacher_digest
     provenance = {
         "data": images.name,
         "seconds": round(seconds, 2),
-        "machine": compute.describe() | {"compiled": compiled} | replayed,
+        "machine": compute.describe() | replayed,
         "versions": {"igkd": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     path = store.weights_path(run.key)
@@ -272,10 +266,10 @@ class _Loop:
         order = order.to(device)
         return [(order[at : at + size], drawn[at : at + size]) for at in starts]
 
-    def update(self, model: nn.Module, rows: Tensor, drawn: Draw, measured: bool) -> tuple[dict, dict]:
+    def update(self, rows: Tensor, drawn: Draw, measured: bool) -> tuple[dict, dict]:
         """One step of the optimizer: the terms of the loss, and if `measured` the norms of their gradients."""
-        terms, weighted = self.step(model, rows, drawn)
-        norms = _gradient_norms(weighted, model) if measured else {}
+        terms, weighted = self.step(rows, drawn)
+        norms = _gradient_norms(weighted, self.model) if measured else {}
         self.optimizer.zero_grad()
         terms["loss"].backward()
         with self.compute.autocast():
@@ -283,7 +277,7 @@ class _Loop:
         self.optimizer.step()
         return {name: term.detach() for name, term in terms.items()}, norms
 
-    def step(self, model: nn.Module, rows: Tensor, drawn) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def step(self, rows: Tensor, drawn: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The loss and its terms for one batch, and the terms weighted as in the loss."""
         method = self.run.method
         padding = self.run.recipe.padding
@@ -295,7 +289,7 @@ class _Loop:
         if method.cutout:
             x = cutout(x, drawn, method.cutout)
         with self.compute.autocast():
-            output = model(x, self.tap)
+            output = self.model(x, self.tap)
         logits, activation = (output, None) if self.tap is None else output
         logits, labels = logits.float(), self.labels[rows]
         terms = {"cross_entropy": F.cross_entropy(logits, labels)}

@@ -60,7 +60,7 @@ def step_without_memory(method=replace(ALL, cutout=6), variant="described", arch
     batches = loop.batches(epoch=0)
     for rows, drawn in (batches[0], batches[-1]):
         with StaysThere():
-            terms, norms = loop.update(model, rows, drawn, measured=True)
+            terms, norms = loop.update(rows, drawn, measured=True)
         assert norms.keys() == terms.keys() - {"loss", "train_accuracy"}
     return len(batches)
 
