@@ -39,8 +39,8 @@ from igkd.training import takes_long, train, trains_alone
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED_TEACHER = "teacher-cifar10.safetensors"
-#: Is right more often than the other, from which all runs learn but those that ask what a better teacher is worth.
-BETTER_TEACHER = "better-teacher-cifar10.safetensors"
+#: A more accurate one, from which only the runs learn that ask what that changes.
+SECOND_TEACHER = "second-teacher-cifar10.safetensors"
 #: Training images of CIFAR-10 that make a study one of the paper's size.
 FULL_SIZE = 40_000
 #: The environment variable that names a file into which progress is written, for whoever shows it.
@@ -141,7 +141,7 @@ class Study:
             recipes = self.profile.teacher, RECIPES["teacher"]
             keys = [teacher_run(self.fingerprint, recipe).key for recipe in recipes]
         else:
-            keys = [self._shipped_key(name) for name in (SHIPPED_TEACHER, BETTER_TEACHER)]
+            keys = [self._shipped_key(name) for name in (SHIPPED_TEACHER, SECOND_TEACHER)]
         return Plan(self.profile, self.fingerprint, *keys, self._accuracy)
 
     def _shipped_key(self, name: str) -> str:

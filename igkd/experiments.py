@@ -250,7 +250,7 @@ class Plan:
         Fingerprint of the images.
     teacher_key : str
         Key of the teacher's run.
-    better_teacher_key : str
+    second_teacher_key : str
         Key of the run of a teacher that is right more often.
     accuracy : callable
         The recorded accuracy of the run with this key, None if it is not recorded: for experiments whose constants
@@ -260,7 +260,7 @@ class Plan:
     profile: Profile
     data: str
     teacher_key: str
-    better_teacher_key: str
+    second_teacher_key: str
     accuracy: Callable[[str], float | None] = field(default=lambda key: None, compare=False)
 
     def student(
@@ -373,7 +373,7 @@ def monte_carlo(plan: Plan) -> list[Planned]:
 def recipes(plan: Plan) -> list[Planned]:
     """The profile's recipe against the paper's, without a teacher: what fewer epochs cost or gain.
 
-    The uncut network is trained with `RECIPES["teacher"]` too.
+    The uncut network is trained with `RECIPES["teacher"]` too. At least two seeds each.
     """
     own, paper, teacher = plan.profile.recipe, _paper_recipe(plan), RECIPES["teacher"]
     return [
@@ -398,21 +398,21 @@ def recipe_arms(plan: Plan) -> list[Planned]:
     ]
 
 
-def better_teacher(plan: Plan) -> list[Planned]:
-    """The training of the better teacher, in the profile that is of its images."""
+def second_teacher(plan: Plan) -> list[Planned]:
+    """The training of the second teacher, in the profile that is of its images."""
     run = teacher_run(plan.data, RECIPES["teacher"])
-    if run.key != plan.better_teacher_key or not better_teacher_arms(plan):
+    if run.key != plan.second_teacher_key or not second_teacher_arms(plan):
         return []
-    return [Planned("teacher", {"arm": "Better teacher", "seed": run.seed}, run)]
+    return [Planned("teacher", {"arm": "Second teacher", "seed": run.seed}, run)]
 
 
-def better_teacher_arms(plan: Plan) -> list[Planned]:
-    """The arms with signals of a better teacher, of the seeds of `recipe_arms`."""
+def second_teacher_arms(plan: Plan) -> list[Planned]:
+    """The arms with signals of a second teacher, of the seeds of `recipe_arms`."""
     return [
         Planned(
-            "better_teacher",
-            item.labels | {"teacher": "better"},
-            replace(item.run, signals=replace(item.run.signals, teacher=plan.better_teacher_key)),
+            "second_teacher",
+            item.labels | {"teacher": "second"},
+            replace(item.run, signals=replace(item.run.signals, teacher=plan.second_teacher_key)),
         )
         for item in arms(plan)
         if item.run.signals and item.labels["seed"] < plan.profile.num_recipe_seeds
@@ -625,9 +625,9 @@ TEACHER_NOTEBOOK = "01"
 #: Which experiments each notebook declares, besides the profile's own teacher.
 NOTEBOOKS = {
     "00": (arms,),
-    TEACHER_NOTEBOOK: (better_teacher,),
+    TEACHER_NOTEBOOK: (second_teacher,),
     "02": (steps,),
-    "03": (arms, search, recipes, recipe_arms, better_teacher_arms),
+    "03": (arms, search, recipes, recipe_arms, second_teacher_arms),
     "04": (factorial, attention_weights),
     "05": (monte_carlo,),
     "06": (factorial,),

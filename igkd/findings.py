@@ -42,11 +42,12 @@ def findings(study: Study) -> dict[str, list[str]]:
             *_of_tuned_arms(study),
             *_of_attention(study),
             *_of_recipes(study, full),
-            *_of_better_teacher(study),
+            *_of_second_teacher(study),
             *_of_steps(study),
             *_of_corruption(study),
         ],
-        "Here, with all training images": [*_of_all_images(full), *_of_teachers(full)] if full else [],
+        "Here, with all training images": _of_all_images(full) if full else [],
+        "Here, the teacher's network": _of_teacher_recipe(full) if full else [],
         "Here, speed": _of_latency(study),
     }
     return {about: sentences for about, sentences in found.items() if sentences}
@@ -148,27 +149,29 @@ def recipe_differences(study: Study) -> pd.DataFrame:
     paper, found = RECIPES["paper"].name, []
     for (cut, n_train), each in runs.groupby(["blocks_removed", "n_train"]) if len(runs) else ():
         pairs = [(recipe, paper) for recipe in each.recipe.unique() if recipe != paper]
+        if not pairs:
+            continue
         compared = statistics.compare_recorded(each.assign(arm=each.recipe), pairs, pair_by="seed")
         found.append(compared[compared.n > 0].assign(blocks_removed=cut, n_train=n_train).drop(columns="p_holm"))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["blocks_removed", "n_train"])
 
 
-def better_teacher_changes(study: Study) -> pd.DataFrame:
-    """What the arms gain with a better teacher, and how far that is from their gain with the study's own.
+def second_teacher_changes(study: Study) -> pd.DataFrame:
+    """What the arms gain with a second teacher, and how far that is from their gain with the study's own.
 
     Returns
     -------
     DataFrame
         Columns of `igkd.statistics.compare_recorded`, paired by seed, ``p_holm`` over all rows: first each arm, whose
-        name ends in ``, better teacher``, less Student, then each less the same arm with the study's teacher. No rows
+        name ends in ``, second teacher``, less Student, then each less the same arm with the study's teacher. No rows
         before such arms are recorded.
     """
-    taught = study.table(experiments.better_teacher_arms(study.plan))
+    taught = study.table(experiments.second_teacher_arms(study.plan))
     if taught.empty:
         return pd.DataFrame(columns=["arm", "reference", "n"])
-    better = {arm: f"{arm}, better teacher" for arm in taught.arm.unique()}
-    runs = pd.concat([study.table(experiments.arms(study.plan)), taught.assign(arm=taught.arm.map(better))])
-    pairs = [(name, "Student") for name in better.values()] + [(name, arm) for arm, name in better.items()]
+    named = {arm: f"{arm}, second teacher" for arm in taught.arm.unique()}
+    runs = pd.concat([study.table(experiments.arms(study.plan)), taught.assign(arm=taught.arm.map(named))])
+    pairs = [(name, "Student") for name in named.values()] + [(name, arm) for arm, name in named.items()]
     return statistics.compare_recorded(runs, pairs, pair_by="seed")
 
 
@@ -386,13 +389,10 @@ def _of_recipes(study: Study, full: Study | None) -> list[str]:
     if n < 2:
         return []
     own, paper = gains.recipe.unique()
-    (level,) = recipe_differences(study).itertuples()
-    larger = recipe_differences(full) if full else pd.DataFrame()
-    elsewhere = "".join(
-        f" (with {row.n_train:,} images: {_points_of_pairs(row)})"
-        for row in larger.itertuples()
-        if row.blocks_removed == study.profile.blocks_removed
-    )
+    cut = study.profile.blocks_removed
+    level, *_ = recipe_differences(study).query("blocks_removed == @cut and arm == @own").itertuples()
+    larger = recipe_differences(full).query("blocks_removed == @cut") if full else pd.DataFrame()
+    elsewhere = "".join(f" (with {row.n_train:,} images: {_points_of_pairs(row)})" for row in larger.itertuples())
     ours, theirs = (
         statistics.spread(of_recipe[of_recipe.arm == "KD+IG"].gain)
         for _, of_recipe in gains.groupby("recipe", sort=False)
@@ -413,36 +413,38 @@ def _of_recipes(study: Study, full: Study | None) -> list[str]:
     ]
 
 
-def _of_better_teacher(study: Study) -> list[str]:
-    found = better_teacher_changes(study)
-    if found.empty or found.n.min() < 2:
+def _of_second_teacher(study: Study) -> list[str]:
+    found = second_teacher_changes(study)
+    own, second = (study.store.find(key) for key in (study.plan.teacher_key, study.plan.second_teacher_key))
+    if found.empty or found.n.min() < 2 or not own or not second:
         return []
-    own, better = (study.store.find(key).outcome for key in (study.plan.teacher_key, study.plan.better_teacher_key))
     gains, changes = (
         "; ".join(f"{row.arm.partition(',')[0]} {_corrected(row, len(found))}" for row in part.itertuples())
         for _, part in found.groupby(found.reference != "Student")
     )
     return [
-        f"With signals of a better teacher ({better['accuracy']:.2%} instead of {own['accuracy']:.2%}) the arms are ahead of "
+        f"With signals of a second teacher ({second.outcome['accuracy']:.2%} instead of {own.outcome['accuracy']:.2%}) the arms are ahead of "
         f"Student by: {gains}; and of the same arms with the other teacher's by: {changes} ({found.n.min()} pairs, notebook "
         "03)."
     ]
 
 
-def _of_teachers(full: Study) -> list[str]:
+def _of_teacher_recipe(full: Study) -> list[str]:
     """What the teacher's network reaches with few epochs."""
-    runs = full.table(experiments.recipes(full.plan))
-    runs = runs[runs.blocks_removed == 0] if len(runs) else runs
-    few = recipe_differences(full)
-    few = few[few.blocks_removed == 0]
+    found = recipe_differences(full)
+    few = found[(found.blocks_removed == 0) & (found.n_train < full.images.n_train)]
     if few.empty:
         return []
-    compared = "; ".join(f"{row.arm}: {row.mean:.1%}, {_points_of_pairs(row)}" for row in few.itertuples())
-    reached = runs[(runs.n_train == full.images.n_train) & (runs.recipe == RECIPES["teacher"].name)].accuracy
-    whole = f" On all {full.images.n_train:,} images the last of these reaches {reached.mean():.2%} (n = {len(reached)})." if len(reached) else ""
+    compared = "; ".join(
+        f"{row.arm}: {row.mean:.1%} against {row.mean_reference:.1%}, {_points_of_pairs(row)}" for row in few.itertuples()
+    )
+    recipe = RECIPES["teacher"].name
+    runs = full.table(experiments.recipes(full.plan))
+    whole = runs[(runs.blocks_removed == 0) & (runs.n_train == full.images.n_train) & (runs.recipe == recipe)].accuracy
+    reached = f" With {recipe}, all {full.images.n_train:,} give {whole.mean():.2%} (n = {len(whole)})." if len(whole) else ""
     return [
-        f"The teacher's network, {few.n_train.iloc[0]:,} images, less the paper's recipe ({few.reference.iloc[0]}: "
-        f"{few.mean_reference.iloc[-1]:.1%}): {compared}.{whole} (Notebook 03.)"
+        f"The teacher's network, {few.n_train.iloc[0]:,} images, against the paper's recipe ({few.reference.iloc[0]}): "
+        f"{compared}.{reached} (Notebook 03.)"
     ]
 
 

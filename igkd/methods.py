@@ -90,8 +90,8 @@ class Recipe:
     padding : int
         Pixels of zero border from which random crops are taken.
     zero_init_residual : bool
-        Whether the last batch norm of each residual branch starts at 0, so that at first a block hands on what it gets
-        (Goyal et al. 2017).
+        Whether the scale of the last batch norm of each residual branch starts at 0, so that at first a block hands on
+        what it gets (Goyal et al. 2017).
     """
 
     num_epochs: int

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from igkd.methods import Recipe
 
-#: Of the quintic that is iterated, chosen by Jordan et al. (2024) for its slope at 0 and not for its limit.
+#: Coefficients of the quintic that is iterated, by Jordan et al. (2024). The iteration does not converge: its steep slope
+#: at 0 lifts small singular values within a few steps, after which they scatter around 1.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -53,11 +54,11 @@ def pointwise_weights(model: nn.Module) -> list[nn.Parameter]:
 
 @torch.no_grad()
 def orthogonalise_gradients(weights: list[nn.Parameter]) -> None:
-    """Put in place of each gradient its orthogonal factor, which changes the weights in all directions alike.
+    """Put in place of each gradient its orthogonal polar factor, about as large in each direction that it spans.
 
     As in Orthogonal-SGDM (Tuddenham et al., arXiv 2202.07052) the momentum, which comes after, sums these factors; in
-    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) it comes before. They are scaled as in Muon, by
-    sqrt(max(1, out / in)).
+    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) it comes before. From Muon are the iteration in place of
+    a singular value decomposition and the scale, sqrt(max(1, out / in)).
 
     Parameters
     ----------
@@ -71,10 +72,10 @@ def orthogonalise_gradients(weights: list[nn.Parameter]) -> None:
 
 
 def orthogonal_factor(matrix: Tensor) -> Tensor:
-    """U V^T of the singular value decomposition U S V^T of `matrix`, about.
+    """The orthogonal polar factor U V^T of a matrix U S V^T, about.
 
-    Five Newton-Schulz iterations, which are matrix products alone, bring the singular values that were not tiny beside
-    the Frobenius norm to between 0.6 and 1.3; 0 stays 0.
+    Five iterations of the kind of Newton and Schulz, matrix products alone, bring singular values from a hundredth of
+    the Frobenius norm up to between 0.6 and 1.3; 0 stays 0.
 
     Parameters
     ----------

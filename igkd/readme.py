@@ -11,7 +11,7 @@ from igkd import experiments, published
 from igkd.claims import OPEN, ledger
 from igkd.cost import multiply_accumulates
 from igkd.device import machine_name
-from igkd.engine import Study
+from igkd.engine import SECOND_TEACHER, SHIPPED_TEACHER, Study
 from igkd.experiments import NOTEBOOKS
 from igkd.findings import findings, overlay_effect, published_gain
 from igkd.models import MobileNetV2, count_parameters
@@ -323,13 +323,17 @@ def controls(root: Path) -> str:
 def state(root: Path) -> str:
     """What is recorded so far, of what the profiles on CIFAR-10 declare."""
     lines, study = [], _study("paper", root)
-    for record in sorted(study.store.records("teacher"), key=lambda record: record.key != study.plan.teacher_key):
-        done, shipped = record.outcome, study.store.find_weights(record.key)
-        what = "Teacher" if record.key == study.plan.teacher_key else "Better teacher"
+    plan = study.plan
+    teachers = ("Teacher", plan.teacher_key, SHIPPED_TEACHER), ("Second teacher", plan.second_teacher_key, SECOND_TEACHER)
+    for what, key, shipped in teachers:
+        record = study.store.find(key)
+        if record is None:
+            continue
+        done = record.outcome
         lines.append(
             f"- {what}: {done['accuracy']:.2%} on {done['n_test']:,} test images after {record.run.recipe.name}, on "
             f"{done['n_train']:,} training images, 1 run (published: {published.stated('teacher_accuracy')}% with 50,000 "
-            f"images). Shipped as `weights/{shipped.name}`."
+            f"images). Shipped as `weights/{shipped}`."
         )
     lines += ["", "| profile | notebook | runs | recorded of declared | seeds | blocks removed | training images |"]
     lines += ["|---" * 7 + "|"]
@@ -342,6 +346,8 @@ def state(root: Path) -> str:
                     continue
                 seen.add(experiment)
                 planned = experiment(study.plan)
+                if not planned:
+                    continue
                 done = [record for item in planned if (record := study.store.find(item.run.key))]
                 cells = (
                     f"`{profile}`",

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ class Teacher:
     model: MobileNetV2
     accuracy: float
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Digest of the weights."""
         return state_digest(self.model)

@@ -77,7 +77,9 @@ def compare(name: str, record: Record, again: Record, accuracies: list[float]) -
     change = again.outcome["accuracy"] - record.outcome["accuracy"]
     here, there = again.provenance, record.provenance
     differs = f"differs by {100 * change:+.2f} points"
-    if (here["machine"], here["versions"]) == (there["machine"], there["versions"]):
+    # Some records are from when long trainings were compiled, and say of the others that they were not.
+    recorded = {name: value for name, value in there["machine"].items() if (name, value) != ("compiled", False)}
+    if (here["machine"], here["versions"]) == (recorded, there["versions"]):
         return Check(name, False, f"{differs} on the same kind of machine and versions")
     if len(accuracies) < 3:
         return Check(name, None, f"{differs}; too few seeds are recorded to judge it")

@@ -27,7 +27,7 @@ def study_with(tmp_path, effect, spread, pairs, profile="paper"):
     sizes = (32, 32), 40_000, 10_000
     study.images = RecordedImages("cifar10", CIFAR10_CLASSES, *sizes, "0123456789abcdef", MissingImages("not here"))
     if profile != "paper":
-        study.plan = experiments.Plan(study.profile, study.fingerprint, "a teacher", "a better one")
+        study.plan = experiments.Plan(study.profile, study.fingerprint, "a teacher", "a second one")
     noise = np.zeros(pairs)
     if pairs > 1:
         noise = stats.zscore(np.random.default_rng(0).normal(size=pairs), ddof=1)

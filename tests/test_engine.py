@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from igkd import experiments, runs
 from igkd.engine import Study, differences
@@ -10,7 +11,7 @@ from igkd.images import Subset
 from igkd.methods import Method
 from igkd.models import Architecture, pack_weights, state_digest
 from igkd.runs import Record, SignalSpec, write_atomically
-from igkd.training import evaluate
+from igkd.training import evaluate, predict
 from small import COMPUTE, RECIPE, small_images, small_run, small_teacher
 
 IMAGES = small_images()
@@ -65,6 +66,18 @@ def test_a_run_recorded_by_older_training_code_differs_in_nothing(monkeypatch):
     monkeypatch.setattr(runs, "TRAINING_VERSION", 2)
     for order in (records, records[::-1]):
         assert differences(RUN, order) == {}
+
+
+def test_a_run_learns_from_the_teacher_that_it_names(small_study):
+    teachers = {key: small_teacher(IMAGES, seed) for seed, key in enumerate(("one", "another"))}
+    for key, teacher in teachers.items():
+        content = pack_weights(teacher.model, run=key, accuracy=str(teacher.accuracy))
+        write_atomically(small_study.store.weights_path(key), content)
+    for key, teacher in teachers.items():
+        run = small_run(IMAGES, Method(alpha=0.5, temperature=2.0))
+        run = replace(run, signals=replace(run.signals, teacher=key))
+        torch.testing.assert_close(small_study.signals(run).logits, predict(teacher.model, IMAGES.train_images, COMPUTE))
+        assert small_study.train(run).outcome["teacher_weights"] == state_digest(teacher.model)
 
 
 def test_differences_name_a_teacher_that_came_or_went():

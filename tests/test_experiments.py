@@ -20,19 +20,22 @@ from igkd.experiments import (
     fair_contrasts,
     recipe_arms,
     recipes,
+    second_teacher,
+    second_teacher_arms,
     sweep,
+    teacher_run,
     tuned,
     tuning,
 )
 from igkd.images import Subset
 from igkd.losses import distillation_loss
-from igkd.methods import ARMS, Method
+from igkd.methods import ARMS, RECIPES, Method
 from igkd.models import MobileNetV2, compression_factor, count_parameters
 from igkd.variants import VARIANTS
 
 
 def plan(name):
-    return Plan(PROFILES[name], "0123456789abcdef", "fedcba9876543210", "a better one")
+    return Plan(PROFILES[name], "0123456789abcdef", "fedcba9876543210", "a second one")
 
 
 def arm(item):
@@ -70,6 +73,25 @@ def test_arms_with_the_papers_recipe_differ_from_the_others_in_nothing_else(name
     # Plain students of both experiments are the same runs.
     shared = {item.run.key for item in recipe_arms(plan(name))} & {item.run.key for item in recipes(plan(name))}
     assert len(shared) == len(alike)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_second_teacher_is_trained_in_the_profile_of_its_images_only(name):
+    of_its_images = replace(plan(name), second_teacher_key=teacher_run(plan(name).data, RECIPES["teacher"]).key)
+    if name == "demo":
+        assert not second_teacher(of_its_images) and not second_teacher_arms(of_its_images)
+        return
+    assert second_teacher(plan(name)) == []  # it comes with the repository
+    (item,) = second_teacher(of_its_images)
+    assert item.run.key == of_its_images.second_teacher_key
+    # Its arms differ from the others in nothing but the teacher.
+    own = {item.run.key for item in arms(plan(name))}
+    taught = second_teacher_arms(plan(name))
+    assert {item.labels["arm"] for item in taught} == {"KD", "IG", "KD+IG"}
+    for item in taught:
+        assert item.run.signals.teacher == "a second one"
+        signals = replace(item.run.signals, teacher=plan(name).teacher_key)
+        assert replace(item.run, signals=signals).key in own
 
 
 @pytest.mark.parametrize("name", PROFILES)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from igkd.device import Compute
 from igkd.methods import Recipe
 from igkd.models import MobileNetV2
 from igkd.optimizers import make_optimizer, orthogonal_factor, orthogonalise_gradients, pointwise_weights
@@ -15,18 +16,21 @@ def of_singular_values(rows, columns, singular_values, seed=0):
     return u @ torch.diag(torch.tensor(singular_values)) @ v.T, u, v
 
 
+@pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(6, 6), (5, 30), (30, 5)], ids=["square", "wide", "tall"])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
-def test_the_factor_keeps_singular_vectors_and_evens_singular_values(shape, scale):
+def test_the_factor_keeps_singular_vectors_and_evens_singular_values(shape, scale, bfloat16):
     values = [scale * value for value in (1.0, 0.5, 0.2, 0.1, 0.05)]
     matrix, u, v = of_singular_values(*shape, values)
-    factor = orthogonal_factor(matrix)
+    with Compute("cpu", bfloat16).autocast():
+        factor = orthogonal_factor(matrix).float()
+    close = 0.03 if bfloat16 else 1e-3
     assert factor.shape == matrix.shape
     evened = u.T @ factor @ v
     assert evened.diag().min() > 0.6 and evened.diag().max() < 1.3
-    assert (evened - torch.diag(evened.diag())).abs().max() < 1e-3
+    assert (evened - torch.diag(evened.diag())).abs().max() < close
     # Nothing outside of the space that the matrix spans.
-    torch.testing.assert_close(factor, u @ evened @ v.T, atol=1e-3, rtol=0)
+    torch.testing.assert_close(factor, u @ evened @ v.T, atol=close, rtol=0)
 
 
 def test_nothing_stays_nothing():
@@ -76,8 +80,8 @@ def test_a_badly_scaled_problem_is_fitted_sooner():
     wanted = torch.randn(8, 8, 1, 1, generator=generator)
     y = torch.conv2d(x, wanted)
 
-    def error(optimizer):
-        recipe = Recipe(1, optimizer=optimizer, lr=0.1, one_cycle=False, weight_decay=0.0)
+    def error(optimizer, lr):
+        recipe = Recipe(1, optimizer=optimizer, lr=lr, one_cycle=False, weight_decay=0.0)
         layer = nn.Conv2d(8, 8, 1, bias=False)
         nn.init.zeros_(layer.weight)
         fitter, _ = make_optimizer(layer, recipe, 1)
@@ -89,4 +93,6 @@ def test_a_badly_scaled_problem_is_fitted_sooner():
             fitter.step()
         return (layer.weight - wanted).square().mean().item()
 
-    assert error("orthogonal_sgd") < 0.5 * error("sgd")
+    rates = [10.0**power for power in (-3, -2.5, -2, -1.5, -1, -0.5, 0, 0.5)]
+    best = {name: min(error(name, lr) for lr in rates) for name in ("sgd", "orthogonal_sgd")}
+    assert best["orthogonal_sgd"] < 0.1 * best["sgd"]

@@ -20,7 +20,7 @@ from igkd.experiments import Planned
 from igkd.images import Subset, train_indices, validation_indices
 from igkd.methods import ARMS, Method
 from igkd.models import Architecture, load_weights, state_digest
-from igkd.runs import Record, Store
+from igkd.runs import WEIGHTS, Record, Store, stream
 from igkd.signals import Signals
 from igkd.training import evaluate, predict, train
 from small import ALL, COMPUTE, RECIPE, small_images, small_run, small_signals, small_teacher
@@ -165,6 +165,36 @@ def test_signals_as_released_are_not_moved_with_the_image(ingredient, moves, tmp
     described, permuted, released = (outcome(variant, RECIPE, True) for variant in variants)
     assert described == permuted
     assert (described != released) == moves
+
+
+def changed_by_one_step(optimizer, folder):
+    """What one step adds to each pointwise convolution, as matrices."""
+    recipe = replace(RECIPE, num_epochs=1, batch_size=40, optimizer=optimizer, lr=0.01, one_cycle=False, weight_decay=0.0)
+    run = small_run(IMAGES, recipe=recipe, architecture=Architecture(15))
+    trained(run, folder)
+    after = load_weights(store(folder).weights_path(run.key), 4).state_dict()
+    before = run.architecture.build(4, None, stream(run.seed, WEIGHTS)).state_dict()
+    return [(after[name] - weight).flatten(1) for name, weight in before.items() if weight.shape[2:] == (1, 1)]
+
+
+def test_a_step_with_orthogonalised_gradients_is_as_large_in_the_first_direction_as_in_the_tenth(tmp_path):
+    plain, orthogonal = (changed_by_one_step(name, tmp_path / name) for name in ("sgd", "orthogonal_sgd"))
+    assert len(orthogonal) == len(plain) == 5
+    for one, other in zip(plain, orthogonal, strict=True):
+        values, evened = torch.linalg.svdvals(one), torch.linalg.svdvals(other)
+        assert evened[9] > 0.5 * evened[0] and evened[9] / evened[0] > 2 * values[9] / values[0]
+
+
+def test_residual_branches_start_at_0_if_the_recipe_says_so(tmp_path):
+    def scales(zero_init_residual):
+        recipe = replace(RECIPE, num_epochs=1, lr=1e-9, zero_init_residual=zero_init_residual)
+        run = small_run(IMAGES, recipe=recipe, architecture=Architecture(15))
+        trained(run, tmp_path / str(zero_init_residual))
+        model = load_weights(store(tmp_path / str(zero_init_residual)).weights_path(run.key), 4)
+        return [block.conv[-1].weight.abs().max().item() for block in model.features[1:] if block.use_res_connect]
+
+    assert len(scales(True)) == 1 and scales(True) == pytest.approx([0], abs=1e-6)
+    assert scales(False) == pytest.approx([1], abs=1e-6)
 
 
 class Stop(Exception):
