@@ -39,7 +39,7 @@ from igkd.training import takes_long, train, trains_alone
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED_TEACHER = "teacher-cifar10.safetensors"
-#: A more accurate one, from which only the runs learn that ask what that changes.
+#: From which only the runs learn that ask whether gains depend on the teacher.
 SECOND_TEACHER = "second-teacher-cifar10.safetensors"
 #: Training images of CIFAR-10 that make a study one of the paper's size.
 FULL_SIZE = 40_000

@@ -251,7 +251,7 @@ class Plan:
     teacher_key : str
         Key of the teacher's run.
     second_teacher_key : str
-        Key of the run of a teacher that is right more often.
+        Key of the run of another teacher.
     accuracy : callable
         The recorded accuracy of the run with this key, None if it is not recorded: for experiments whose constants
         another experiment decides.

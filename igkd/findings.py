@@ -423,9 +423,9 @@ def _of_second_teacher(study: Study) -> list[str]:
         for _, part in found.groupby(found.reference != "Student")
     )
     return [
-        f"With signals of a second teacher ({second.outcome['accuracy']:.2%} instead of {own.outcome['accuracy']:.2%}) the arms are ahead of "
-        f"Student by: {gains}; and of the same arms with the other teacher's by: {changes} ({found.n.min()} pairs, notebook "
-        "03)."
+        f"With signals of a second teacher, trained in another way ({second.outcome['accuracy']:.2%}; the first "
+        f"{own.outcome['accuracy']:.2%}), the arms less Student: {gains}; less the same arms with the first teacher's: {changes} "
+        f"({found.n.min()} pairs, notebook 03)."
     ]
 
 
