@@ -151,12 +151,13 @@ def recipes(epochs: pd.DataFrame, tested: pd.DataFrame, title: str) -> Figure:
         for key, run in epochs[epochs.recipe == recipe].groupby("key"):
             axis.plot(run.epoch, 100 * run.train_accuracy, color=colour, linewidth=1, label=label)
             accuracy = tested.set_index("key").accuracy[key]
-            axis.plot(run.epoch.max(), 100 * accuracy, "o", color=colour, markeredgecolor="white")
+            axis.plot(run.epoch.max(), 100 * accuracy, "o", color=colour, markeredgecolor="white", alpha=0.8)
             label = None
+    axis.plot([], [], color="0.4", linewidth=1, label="on augmented training images")
     axis.plot([], [], "o", color="0.4", label="on test images, after the last epoch")
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axis.set(xlabel="epoch", ylabel="accuracy on augmented\ntraining images (%)", title=title)
+    axis.set(xlabel="epoch", ylabel="accuracy (%)", title=title)
     axis.legend(fontsize="small")
     return figure
 

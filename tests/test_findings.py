@@ -1,5 +1,7 @@
 """What findings are computed from, on made-up records."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from igkd.engine import Study
 from igkd.errors import MissingImages
 from igkd.experiments import PROFILES
 from igkd.images import CIFAR10_CLASSES, RecordedImages
-from igkd.methods import ARMS, RECIPES
+from igkd.methods import ARMS, RECIPES, Recipe
 from igkd.runs import Record
 
 
@@ -36,6 +38,15 @@ def keep(study, planned, accuracy):
             "history": [],
         }
         study.store.add(Record(item.run, outcome, {"seconds": 1.0}), item.experiment)
+
+
+def keep_teachers(study):
+    """Records of the two teachers, by whose accuracies a sentence names them."""
+    runs = {}
+    for name, recipe in (("teacher_key", Recipe(20)), ("second_teacher_key", RECIPES["teacher"])):
+        runs[name] = experiments.teacher_run("the images", recipe)
+        study.store.add(Record(runs[name], {"accuracy": 0.9, "history": []}, {"seconds": 1.0}), "teacher")
+    study.plan = replace(study.plan, **{name: run.key for name, run in runs.items()})
 
 
 def of_seeds(planned, seeds):
@@ -82,6 +93,7 @@ def test_no_gains_before_the_papers_recipe_is_recorded(study):
 
 
 def test_a_second_teachers_arms_are_compared_with_the_plain_student_and_with_the_other_teachers(study):
+    keep_teachers(study)
     better = {arm: tuple(gain + 0.01 * (seed + 1) for seed, gain in enumerate(OWN[arm])) for arm in OWN}
     keep(study, of_seeds(experiments.second_teacher_arms(study.plan), range(3)), with_gains(better, 0.4))
     keep(study, of_seeds(experiments.arms(study.plan), range(3)), with_gains(OWN, 0.4))
@@ -96,6 +108,9 @@ def test_a_second_teachers_arms_are_compared_with_the_plain_student_and_with_the
         change = found.loc[f"{arm}, second teacher", arm]
         interval = stats.t.interval(0.95, 2, 0.02, stats.sem([0.01, 0.02, 0.03]))
         assert (change.difference, change.low, change.high) == pytest.approx((0.02, *interval))
+    (sentence,) = [each for part in findings.findings(study).values() for each in part if "second teacher" in each]
+    assert "the mean of KD and of IG and of KD+IG is ahead of Student: KD +2.90 points" in sentence
+    assert "that any arm differs is not shown: KD +2.00 points [" in sentence  # p = 0.07 before Holm's correction
     signals = [item.run.signals.teacher for item in experiments.second_teacher_arms(study.plan)]
     assert set(signals) == {study.plan.second_teacher_key} and len(signals) == 3 * 10
 
@@ -134,7 +149,7 @@ def test_recipes_are_compared_within_a_network_and_a_number_of_images(tmp_path):
     assert (row.low, row.high) == pytest.approx(tuple(by_scipy))
     (sentence,) = findings.findings(study)["Here, the teacher's network"]
     assert "74.0% against 69.0%, +5.00 points [" in sentence and "59.0% against 69.5%, -10.50 points [" in sentence
-    assert "reach 93.00% (n = 1); the paper's recipe was not run on them" in sentence
+    assert "reaches 93.00% (n = 1); the 100 epochs were not run on them" in sentence
 
 
 @pytest.mark.parametrize("profile", PROFILES)
