@@ -693,6 +693,8 @@ def holm(p_values: Mapping[str, float] | Iterable[float]) -> pd.Series:
     series = pd.Series(p_values, dtype=float)
     if series.empty or not series.between(0, 1).all():
         raise InputError("a family of p-values needs at least one, each between 0 and 1")
+    if len(series) == 1:  # nothing to correct, and `multipletests` ends in a collection of all garbage
+        return series.rename("p_holm")
     return pd.Series(multipletests(series.to_numpy(), method="holm")[1], index=series.index, name="p_holm")
 
 

@@ -200,6 +200,7 @@ def test_holm_keeps_the_family_at_five_percent(few_objects_to_collect):
 def test_holm_worked_case():
     adjusted = st.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
     assert adjusted.to_dict() == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
+    assert st.holm({"a": 0.04}).to_dict() == {"a": 0.04}  # one question needs no correction
 
 
 def test_holm_refuses_what_is_no_probability():
