@@ -118,7 +118,8 @@ class Recipe:
 RECIPES = {
     "paper": Recipe(num_epochs=100, optimizer="adam", lr=1e-3, one_cycle=False, weight_decay=0.0),
     "fast": Recipe(num_epochs=16),
-    # For the uncut network, which `fast` leaves far behind `paper` where there are few images.
+    # For the uncut network, which `fast` leaves far behind `paper` where there are few images. The first teacher is
+    # older than this recipe; its own is in the paper profile (`igkd.experiments.PROFILES`).
     "teacher": Recipe(num_epochs=16, batch_size=32, optimizer="orthogonal_sgd", lr=0.0075, zero_init_residual=True),
     "demo": Recipe(num_epochs=7, batch_size=32, padding=1),
 }

@@ -79,6 +79,12 @@ def test_a_record_that_does_not_name_the_generation_is_judged_as_of_another_mach
     assert not compare("x", record(0.7, "a", "one"), here, [0.89, 0.89, 0.91]).holds
 
 
+def test_only_a_record_of_a_compiled_training_may_differ_on_the_same_machine():
+    here, spread = record(0.9001, "b", "one"), [0.89, 0.89, 0.91]
+    assert not compare("x", record(0.9, "a", "one", compiled=False), here, spread).holds
+    assert compare("x", record(0.9, "a", "one", compiled=True), here, spread).holds
+
+
 def test_monte_carlo_runs_are_judged_by_those_on_other_subsets(tmp_path):
     """Other seeds draw other images, and are the same experiment all the same."""
     study = Study("demo", device="cpu", root=tmp_path, log=lambda line: None, jobs=1)
