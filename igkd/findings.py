@@ -1,5 +1,7 @@
 """What follows from public files and our records and is not in the paper, as sentences with their numbers."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 
@@ -18,8 +20,23 @@ ATTENTION_LIMIT = 2 / 64
 PUBLISHED_MONTE_CARLO = 40_000
 
 
-def findings(study: Study) -> dict[str, list[str]]:
-    """All sentences for which the records are enough, under what they are about.
+class Statement(NamedTuple):
+    """A finding in one sentence, and what has to be known to judge it.
+
+    Attributes
+    ----------
+    says : str
+        With its main number.
+    detail : str
+        How it was found, the other numbers, what speaks against it; may be empty.
+    """
+
+    says: str
+    detail: str = ""
+
+
+def findings(study: Study) -> dict[str, list[Statement]]:
+    """All statements for which the records are enough, under what they are about.
 
     Parameters
     ----------
@@ -238,7 +255,7 @@ def overlay_effect(study: Study) -> pd.Series | None:
     return statistics.factorial(runs, block="seed").set_index("term").loc["IG"]
 
 
-def _of_published_runs() -> list[str]:
+def _of_published_runs() -> list[Statement]:
     gain, best = published_gain()
     effects = statistics.factorial(published.ablation_runs()).set_index("term")
     listed = "; ".join(
@@ -248,24 +265,33 @@ def _of_published_runs() -> list[str]:
     variance = monte_carlo.variance_ddof1["KD+IG"] / monte_carlo.variance_ddof1["Student"]
     means = monte_carlo["mean"]
     table13 = published.compression_sweep().query("blocks_removed == 5").set_index("arm").accuracy
+    gains = gain.difference, means["KD+IG"] - means["Student"], table13["KD+IG"] - table13["Student"]
     return [
-        f"The published runs do show a gain of KD+IG: its ten are {_points(gain)} ahead of the ten of Student in the mean "
-        f"({gain.test}'s test, p = {gain.p:.1g}). The abstract's gain is of the best run against the best, "
-        f"{100 * best:+.2f} (notebook 03).",
-        "KD+IG less Student at 4.12x is published three times: "
-        f"{100 * gain.difference:+.2f} (ablation, {gain.n} runs each), {100 * (means['KD+IG'] - means['Student']):+.2f} (Monte "
-        f"Carlo, {monte_carlo.n['KD+IG']} runs each on 80 % of the images) and "
-        f"{100 * (table13['KD+IG'] - table13['Student']):+.2f} (Table 13, number of runs not stated; KD alone "
-        f"{100 * (table13['KD'] - table13['Student']):+.2f}). KD+IG itself has {gain.mean:.2%} in the ablation and "
-        f"{table13['KD+IG']:.2%} in Table 13, with the same constants (ledger, notebook 07).",
-        f"Taken as the 2 x 2 x 2 design that they are, the eight published arms show these changes of the accuracy: {listed} "
-        "(notebook 04).",
-        f"In the published Monte Carlo sample KD+IG varies more than Student: {variance:.1f} times the variance "
-        "(notebook 05).",
+        Statement(
+            f"The published runs do show a gain of KD+IG: its ten are {_points(gain)} ahead of the ten of Student in the mean.",
+            f"{gain.test}'s test, p = {gain.p:.1g}. The abstract's gain is of the best run against the best, {100 * best:+.2f} "
+            "(notebook 03).",
+        ),
+        Statement(
+            f"This gain, at 4.12x, is published three times: {', '.join(f'{100 * each:+.2f}' for each in gains)} points.",
+            f"In this order: the ablation ({gain.n} runs each), Monte Carlo ({monte_carlo.n['KD+IG']} runs each on 80 % of the "
+            f"images), Table 13 (number of runs not stated; KD alone {100 * (table13['KD'] - table13['Student']):+.2f}). KD+IG "
+            f"itself has {gain.mean:.2%} in the ablation and {table13['KD+IG']:.2%} in Table 13, with the same constants "
+            "(ledger, notebook 07).",
+        ),
+        Statement(
+            "Averaged over the eight published arms, a 2 x 2 x 2 design, KD changes the accuracy by "
+            f"{100 * effects.estimate['KD']:+.2f} points, IG by {100 * effects.estimate['IG']:+.2f}, AT by "
+            f"{100 * effects.estimate['AT']:+.2f}.",
+            f"{listed} (notebook 04).",
+        ),
+        Statement(
+            f"In the published Monte Carlo sample KD+IG has {variance:.1f} times the variance of Student.", "(Notebook 05.)"
+        ),
     ]
 
 
-def _of_published_logs(full: Study | None) -> list[str]:
+def _of_published_logs(full: Study | None) -> list[Statement]:
     logs = published.training_logs()
     log = logs.set_index("arm").loc["KD+IG+AT"]
     kd = [item for item in experiments.arms(full.plan) if item.labels["arm"] == "KD"] if full else []
@@ -280,29 +306,34 @@ def _of_published_logs(full: Study | None) -> list[str]:
         for row in distillation_left(logs).itertuples()
     )
     return [
-        "The paper describes signals of the image itself; the released code, as it stands, draws images and stored signals "
-        "in separate orders. Two published training logs end with more distillation loss than a student that fits its "
-        f"images should have in a closed form: {listed}{ours}. Targets of other images leave as much if the teacher is "
-        "somewhat surer than it was on some published images. Two single runs are no proof, and they say nothing of the "
-        "maps. Both versions are trained here (notebook 08, with the assumptions)."
+        Statement(
+            "The paper describes signals of the image itself; the released code, as it stands, draws images and stored signals "
+            "in separate orders. Both versions are trained here.",
+            "Two published training logs end with more distillation loss than a student that fits its images should have in a "
+            f"closed form: {listed}{ours}. Targets of other images leave as much if the teacher is somewhat surer than it was "
+            "on some published images. Two single runs are no proof, and they say nothing of the maps (notebook 08, with the "
+            "assumptions).",
+        )
     ]
 
 
-def _of_attention(study: Study) -> list[str]:
+def _of_attention(study: Study) -> list[Statement]:
     full = [item for item in experiments.factorial(study.plan) if item.labels["arm"] == "KD+IG+AT"]
     epochs = study.epochs(full)
     if epochs.filter(like="gradient_norms.").empty:
         return []
     shares = gradient_shares(epochs)
     return [
-        f"With the paper's weight, gamma = {full[0].run.method.gamma:g}, attention transfer has "
-        f"{shares[shares.term == 'attention'].share.mean():.2%} of the sum of the gradient norms in KD+IG+AT "
-        f"({shares.key.nunique()} seeds, notebook 04). In the paper's network, whose maps have fewer positions, the term "
-        f"can be up to {ATTENTION_LIMIT / (2 / np.prod(study.images.size)):.0f} times as large."
+        Statement(
+            f"With the paper's weight, gamma = {full[0].run.method.gamma:g}, attention transfer has "
+            f"{shares[shares.term == 'attention'].share.mean():.2%} of the sum of the gradient norms in KD+IG+AT.",
+            f"{shares.key.nunique()} seeds (notebook 04). In the paper's network, whose maps have fewer positions, the term can "
+            f"be up to {ATTENTION_LIMIT / (2 / np.prod(study.images.size)):.0f} times as large.",
+        )
     ]
 
 
-def _of_maps(study: Study) -> list[str]:
+def _of_maps(study: Study) -> list[Statement]:
     runs = study.table(experiments.controls(study.plan))
     effect = overlay_effect(study)
     if runs.empty or effect is None:
@@ -317,17 +348,23 @@ def _of_maps(study: Study) -> list[str]:
     names = ", ".join(
         f"{name.split()[1].replace('_', ' ')} {100 * row.difference:+.1f}" for name, row in differing.iterrows()
     )
-    told = {0: "none", 1: "one"}.get(len(differing), len(differing))
+    told = "none" if differing.empty else len(differing)
     sd = statistics.spread(*(_paired(runs, name, "IG described") for name in others.index)).estimate
     visible = statistics.minimal_detectable_difference(int(others.n.min()), sd, paired=True, alpha=0.05 / len(found))
     return [
-        "Laying IG maps over a tenth of the images changes the accuracy by "
-        f"{_corrected(effect, 7, 'estimate')}, averaged over the other ingredients ({effect.n:.0f} runs, notebook 04).",
-        f"Of {len(others)} controls in place of the map (maps of other images, noise, plain dimming, other attributions) "
-        f"{told} can be told from it after Holm's correction over {len(found)} questions"
-        + (f" ({names} points)" if len(differing) else "")
-        + f". That is not to say that the others are equal: {others.n.min()} pairs find a difference only if it is about "
-        f"{100 * visible:.1f} points or larger (80 % power, notebook 08).",
+        Statement(
+            f"Laying IG maps over a tenth of the images changes the accuracy by {_points(effect, 'estimate')}, averaged over "
+            "the other ingredients.",
+            f"p = {effect.p_holm:.2g} (Holm over 7), {effect.n:.0f} runs (notebook 04).",
+        ),
+        Statement(
+            f"Of {len(others)} controls in place of the map (maps of other images, noise, plain dimming, other attributions) "
+            f"{told} can be told from it; {others.n.min()} pairs find a difference of about {100 * visible:.1f} points.",
+            f"After Holm's correction over {len(found)} questions"
+            + (f": {names} points" if len(differing) else "")
+            + ". That is not to say that the others are equal: a smaller difference would be missed more often than in one of "
+            "five studies (80 % power, notebook 08).",
+        ),
     ]
 
 
@@ -336,8 +373,8 @@ def _paired(runs: pd.DataFrame, arm: str, reference: str) -> pd.Series:
     return by_arm[arm] - by_arm[reference]
 
 
-def _of_maps_beside_logits(study: Study) -> list[str]:
-    listed = []
+def _of_maps_beside_logits(study: Study) -> list[Statement]:
+    short, listed = [], []
     for name, planned, theirs in (
         ("all images", experiments.arms(study.plan), published.ablation_runs().groupby("arm").accuracy.mean()),
         (
@@ -352,19 +389,23 @@ def _of_maps_beside_logits(study: Study) -> list[str]:
         pairs = [("KD+IG", "KD"), ("KD+IG", "Student"), ("KD", "Student")]
         beside, both, kd = statistics.compare_recorded(runs, pairs, pair_by="seed").itertuples()
         if beside.n >= 2:
+            short.append(f"{_points(beside)} with {name}")
             listed.append(
-                f"{_points(beside)} with {name} (against Student KD+IG {100 * both.difference:+.2f}, KD "
-                f"{100 * kd.difference:+.2f}; {beside.n} pairs; published at 4.12x: {100 * (theirs['KD+IG'] - theirs['KD']):+.2f})"
+                f"With {name}, {beside.n} pairs: against Student KD+IG {100 * both.difference:+.2f}, KD "
+                f"{100 * kd.difference:+.2f}; published at 4.12x, KD+IG less KD: {100 * (theirs['KD+IG'] - theirs['KD']):+.2f}."
             )
     if not listed:
         return []
     return [
-        f"What is new in the paper is the overlay beside KD; its claims compare with Student. KD+IG less KD: "
-        f"{', '.join(listed)}. Not among the questions declared beforehand (notebooks 03 and 05)."
+        Statement(
+            f"What is new in the paper is the overlay beside KD; KD+IG less KD: {', '.join(short)}.",
+            f"The paper's claims compare with Student. {' '.join(listed)} Not among the questions declared beforehand "
+            "(notebooks 03 and 05).",
+        )
     ]
 
 
-def _of_tuned_arms(study: Study) -> list[str]:
+def _of_tuned_arms(study: Study) -> list[Statement]:
     runs = study.table(experiments.tuned(study.plan))
     if runs.empty:
         return []
@@ -376,14 +417,18 @@ def _of_tuned_arms(study: Study) -> list[str]:
         return []
     listed = "; ".join(f"{arm} less {other} {_corrected(row, len(found))}" for (arm, other), row in rows.items())
     n_seeds, held_out = study.profile.tuning.num_seeds, round(experiments.VALIDATION * study.images.n_train)
+    last = list(rows)[-1]
     return [
-        f"With constants chosen for each ingredient by itself ({n_seeds} runs a point on {held_out} held-out images, too few "
-        f"to choose well; combinations are not tuned): {listed} ({min(row.n for row in rows.values())} pairs; the last "
-        "two were asked when the others were known; notebook 08)."
+        Statement(
+            f"With constants chosen for each ingredient by itself, {last[0]} less {last[1]} is {_points(rows[last])}.",
+            f"{listed} ({min(row.n for row in rows.values())} pairs; the last two were asked when the others were known). The "
+            f"constants come from {n_seeds} runs a point on {held_out} held-out images, too few to choose well; combinations "
+            "are not tuned (notebook 08).",
+        )
     ]
 
 
-def _of_recipes(study: Study, full: Study | None) -> list[str]:
+def _of_recipes(study: Study, full: Study | None) -> list[Statement]:
     gains = recipe_gains(study)
     n = gains.seed.nunique()
     if n < 2:
@@ -405,15 +450,18 @@ def _of_recipes(study: Study, full: Study | None) -> list[str]:
         for row in compared.itertuples()
     )
     return [
-        f"With our recipe ({own}) the plain student reaches {level.mean:.1%}, with the paper's ({paper}) "
-        f"{level.mean_reference:.1%}: {_points(level)}{elsewhere}. Gains over it with the one and the other: {changes}. "
-        f"The gain of KD+IG scatters from seed to seed by {_range(ours)} points with ours and by {_range(theirs)} with the "
-        f"paper's, so {n} seeds find a change only if it is about {100 * visible:.1f} points or larger (80 % power): whether "
-        "the recipes lead to the same conclusion is open (notebook 03)."
+        Statement(
+            f"Whether our shorter recipe and the paper's lead to the same conclusion is open: {n} seeds find a change of a gain "
+            f"only if it is about {100 * visible:.1f} points or larger.",
+            f"With our recipe ({own}) the plain student reaches {level.mean:.1%}, with the paper's ({paper}) "
+            f"{level.mean_reference:.1%}: {_points(level)}{elsewhere}. Gains over it with the one and the other: {changes}. The "
+            f"gain of KD+IG scatters from seed to seed by {_range(ours)} points with ours and by {_range(theirs)} with the "
+            "paper's (80 % power, notebook 03).",
+        )
     ]
 
 
-def _of_second_teacher(study: Study) -> list[str]:
+def _of_second_teacher(study: Study) -> list[Statement]:
     found = second_teacher_changes(study)
     own, second = (study.store.find(key) for key in (study.plan.teacher_key, study.plan.second_teacher_key))
     if found.empty or found.n.min() < 2 or not own or not second:
@@ -425,15 +473,18 @@ def _of_second_teacher(study: Study) -> list[str]:
     gained = [row.arm.partition(",")[0] for row in found.itertuples() if row.reference == "Student" and row.difference > 0]
     ahead = f"the mean of {' and of '.join(gained)} is" if gained else "no arm is"
     different = found[(found.reference != "Student") & (found.p_holm < 0.05)].reference
-    told = f"{' and '.join(different)} differ" if len(different) else "that any arm differs is not shown"
+    told = f"{' and '.join(different)} can be told" if len(different) else "none can be told"
     return [
-        f"With signals of a second teacher (the same network and images, {second.run.recipe.name}: {second.outcome['accuracy']:.2%}; "
-        f"the first, {own.run.recipe.name}: {own.outcome['accuracy']:.2%}) {ahead} ahead of Student: {gains}. Less the "
-        f"same arms with the first teacher's, {told}: {changes} ({found.n.min()} pairs, notebook 03)."
+        Statement(
+            f"With signals of a second teacher {ahead} ahead of Student; from the same arms with the first teacher's, {told}.",
+            f"The second is the same network, trained on the same images: {second.run.recipe.name}, "
+            f"{second.outcome['accuracy']:.2%}; the first: {own.run.recipe.name}, {own.outcome['accuracy']:.2%}. Less Student: "
+            f"{gains}. Less the same arms with the first teacher's: {changes} ({found.n.min()} pairs, notebook 03).",
+        )
     ]
 
 
-def _of_teacher_recipe(full: Study) -> list[str]:
+def _of_teacher_recipe(full: Study) -> list[Statement]:
     """What the teacher's network reaches with few epochs."""
     found = recipe_differences(full)
     few = found[(found.blocks_removed == 0) & (found.n_train < full.images.n_train)]
@@ -455,11 +506,15 @@ def _of_teacher_recipe(full: Study) -> list[str]:
         if RECIPES["paper"].name not in set(whole.recipe):
             reached += "; the 100 epochs were not run on them"
         reached += "."
+    most, *_ = few.sort_values("difference", ascending=False).itertuples()
     return [
-        f"The teacher's network, {few.n_train.iloc[0]:,} images, with fewer epochs than the paper's recipe for its students "
-        f"({few.reference.iloc[0]}; its teacher is a public network, trained in another way): {compared} (the same seeds on "
-        f"both sides). {recipe} (SGD on orthogonalised gradients), was chosen for this network and number of images in a dozen "
-        f"trials that are not recorded, the others were not.{reached} (Notebook 03.)"
+        Statement(
+            f"With {most.n_train:,} images the teacher's network reaches {most.mean:.1%} in {most.arm}, and "
+            f"{most.mean_reference:.1%} in the paper's {most.reference}: {_points_of_pairs(most)}.",
+            f"The paper's recipe is that of its students; its teacher is a public network, trained in another way. {compared} "
+            f"(the same seeds on both sides). {recipe} (SGD on orthogonalised gradients), was chosen for this network and number "
+            f"of images in a dozen trials that are not recorded, the others were not.{reached} (Notebook 03.)",
+        )
     ]
 
 
@@ -467,23 +522,27 @@ def _range(found: statistics.Interval) -> str:
     return f"{100 * found.estimate:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
-def _of_all_images(study: Study) -> list[str]:
+def _of_all_images(study: Study) -> list[Statement]:
     gains = sweep_gains(study)
-    sentences = []
+    statements = []
     for cut, found in gains.groupby("blocks_removed") if len(gains) else ():
         if cut == study.profile.blocks_removed:
             continue  # it has a sentence of its own
         changes = "; ".join(f"{row.arm} {_corrected(row, len(found))}" for row in found.itertuples())
         theirs = published.compression_sweep().query("blocks_removed == @cut").set_index("arm").accuracy
         stated = ", ".join(f"{arm} {100 * (theirs[arm] - theirs['Student']):+.2f}" for arm in found.arm)
-        sentences.append(
-            f"At {compression_factor(cut):.0f}x, {study.images.n_train:,} images, against the plain student: {changes} "
-            f"({found.n.min()} pairs). Published at this factor, in Table 13: {stated} (notebook 07)."
+        told = list(found[found.p_holm < 0.05].arm)
+        statements.append(
+            Statement(
+                f"At {compression_factor(cut):.0f}x {' and '.join(told) or 'no arm'} can be told from the plain student "
+                f"({found.n.min()} pairs).",
+                f"Less Student: {changes}. Published at this factor, in Table 13: {stated} (notebook 07).",
+            )
         )
-    return sentences + _of_the_papers_size(study)
+    return statements + _of_the_papers_size(study)
 
 
-def _of_the_papers_size(study: Study) -> list[str]:
+def _of_the_papers_size(study: Study) -> list[Statement]:
     runs = study.table(experiments.arms(study.plan))
     if runs.empty:
         return []
@@ -495,24 +554,26 @@ def _of_the_papers_size(study: Study) -> list[str]:
     )
     gain = statistics.compare_recorded(runs, [("KD+IG", "Student")], pair_by="seed").iloc[0]
     decided = (
-        f"KD+IG less Student: {_points(gain)}, {gain.n} of {study.profile.num_seeds} declared pairs"
+        f"KD+IG less Student is {_points(gain)}, {gain.n} of {study.profile.num_seeds} declared pairs"
         f"{', so not yet a verdict' if gain.n < study.profile.num_seeds else ''} (published means: {100 * (theirs['KD+IG'] - theirs['Student']):+.2f})"
         if gain.n >= 2
-        else "Single runs do not tell them apart"
+        else "single runs do not tell arms apart"
     )
     ahead = study.teacher_record().outcome["accuracy"] - runs[runs.arm == "Student"].accuracy.mean()
     plain = published.ablation_runs().groupby("arm").accuracy.mean()["Student"]
     stated = published.stated("teacher_accuracy") / 100
     return [
-        f"At {compression_factor(study.profile.blocks_removed):.2f}x, the network of C1, {study.images.n_train:,} images, "
-        f"{study.profile.recipe.num_epochs} epochs: {levels}. {decided}. The published means are of {summary.n.max()} runs "
-        f"with 100 epochs and {PUBLISHED_MONTE_CARLO:,} images, on other test images. Our teacher is {100 * ahead:.1f} points "
-        f"better than the plain student, the paper's {100 * (stated - plain):.1f} ({stated:.2%} against {plain:.2%}, the mean of "
-        "the ablation): from ours there is less to learn (notebook 03)."
+        Statement(
+            f"At {compression_factor(study.profile.blocks_removed):.2f}x, the network of C1, {decided}.",
+            f"With {study.images.n_train:,} images and {study.profile.recipe.num_epochs} epochs: {levels}. The published means "
+            f"are of {summary.n.max()} runs with 100 epochs and {PUBLISHED_MONTE_CARLO:,} images, on other test images. Our "
+            f"teacher is {100 * ahead:.1f} points better than the plain student, the paper's {100 * (stated - plain):.1f} "
+            f"({stated:.2%} against {plain:.2%}, the mean of the ablation): from ours there is less to learn (notebook 03).",
+        )
     ]
 
 
-def _of_steps(study: Study) -> list[str]:
+def _of_steps(study: Study) -> list[Statement]:
     runs = study.table(experiments.steps(study.plan))
     if runs.empty:
         return []
@@ -522,12 +583,14 @@ def _of_steps(study: Study) -> list[str]:
     if found.n < 2:
         return []
     return [
-        f"Maps of {many} integration steps instead of {few} change the accuracy by {_points(found)} ({found.n} pairs, "
-        "notebook 02)."
+        Statement(
+            f"Maps of {many} integration steps instead of {few} change the accuracy by {_points(found)} ({found.n} pairs).",
+            "(Notebook 02.)",
+        )
     ]
 
 
-def _of_corruption(study: Study) -> list[str]:
+def _of_corruption(study: Study) -> list[Statement]:
     seen = shift.kept(study, experiments.factorial(study.plan), "robustness")
     if seen.empty or not {"IG", "Student"} <= set(seen.arm):
         return []
@@ -541,14 +604,17 @@ def _of_corruption(study: Study) -> list[str]:
     most = kinds.mean().idxmax()
     without = statistics.compare(kinds.drop(columns=most).mean(axis=1), gain[shift.CLEAN], paired=True)
     return [
-        f"On corrupted test images ({', '.join(kinds)}) the overlay changes the accuracy by "
-        f"{100 * kinds.mean().mean():+.2f} points, on clean ones by {100 * gain[shift.CLEAN].mean():+.2f}: a difference of "
-        f"{_points(more)} ({len(gain)} seeds). Most of it is where the {most} changes; without that kind, chosen because it "
-        f"is the largest, {_points(without)} (notebook 06)."
+        Statement(
+            f"What the overlay does on corrupted test images, less what it does on clean ones: {_points(more)} of accuracy, "
+            f"most of it where the {most} changes.",
+            f"Corrupted ({', '.join(kinds)}): {100 * kinds.mean().mean():+.2f} points, clean: "
+            f"{100 * gain[shift.CLEAN].mean():+.2f} ({len(gain)} seeds). Without {most}, left out because it is the largest, "
+            f"the difference is {_points(without)} (notebook 06).",
+        )
     ]
 
 
-def _of_latency(study: Study) -> list[str]:
+def _of_latency(study: Study) -> list[Statement]:
     path = study.root / "bench" / f"latency-{study.profile.name}.json"
     if not path.exists():
         return []
@@ -558,10 +624,12 @@ def _of_latency(study: Study) -> list[str]:
     calls = first.pivot(index="blocks_removed", columns="order", values="milliseconds").T
     orders = (calls[0] / calls[5]).round(1)
     return [
-        "How much faster the student at 4.12x is depends on what is timed: teacher / student is "
-        + " and ".join(f"{value:g} with the {order}" for order, value in orders.items())
-        + f" in single first calls, as the released code measures, and {ratio:.2f} in the steady state of one image "
-        f"({machine_name(machine)}, notebook 07)."
+        Statement(
+            "How much faster the student at 4.12x is depends on what is timed: teacher / student is "
+            + " and ".join(f"{value:g} with the {order}" for order, value in orders.items())
+            + f" in single first calls, as the released code measures, and {ratio:.2f} in the steady state.",
+            f"Of one image at a time ({machine_name(machine)}, notebook 07).",
+        )
     ]
 
 

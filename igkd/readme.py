@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -13,11 +13,11 @@ from igkd.cost import multiply_accumulates
 from igkd.device import machine_name
 from igkd.engine import SECOND_TEACHER, SHIPPED_TEACHER, Study
 from igkd.experiments import NOTEBOOKS
-from igkd.findings import findings, overlay_effect, published_gain
+from igkd.findings import Statement, findings, overlay_effect, published_gain
 from igkd.models import MobileNetV2, count_parameters
 from igkd.notebooks import find_notebooks
 
-DATA = {"demo": "handwritten digits of scikit-learn", "laptop": "a share of CIFAR-10", "paper": "all of CIFAR-10"}
+DATA = {"demo": "handwritten digits of scikit-learn", "laptop": "CIFAR-10", "paper": "CIFAR-10"}
 
 
 def documents(root: Path) -> list[Path]:
@@ -36,7 +36,10 @@ def rendered(text: str, root: Path) -> str:
     """
     parts = {
         "claims": claims,
+        "teachers": teachers,
+        "speed": speed,
         "summary": summary,
+        "headlines": headlines,
         "findings": found,
         "controls": controls,
         "notebooks": notebooks,
@@ -80,18 +83,40 @@ def notebooks(root: Path) -> str:
 
 
 def profiles(root: Path) -> str:
-    """The profiles with the times that `run_all.py` measured."""
-    lines = ["| profile | data | notebooks | time | runs trained in it | machine |", "|---|---|---|---|---|---|"]
-    for path in sorted((root / "bench").glob("run_all-*.json"), reverse=True):
-        run = json.loads(path.read_text())
-        measured, machine = run["notebooks"], run["machine"]
-        first, last = measured[0]["notebook"][:2], measured[-1]["notebook"][:2]
-        lines.append(
-            f"| `{run['profile']}` | {DATA[run['profile']]} | {first} to {last} "
-            f"| {run['seconds'] / 60:.1f} min | {sum(each['trained'] for each in measured)} "
-            f"| {machine_name(machine)} |"
+    """The profiles, with the times that `run_all.py` measured or that follow from records."""
+    lines = ["| profile | trained on | student | from records | if everything is trained |", "|---" * 5 + "|"]
+    machines = {}
+    for name, profile in experiments.PROFILES.items():
+        runs = {
+            kind: json.loads(path.read_text())
+            for kind in ("recorded", "trained")
+            if (path := root / "bench" / f"run_all-{name}-{kind}.json").exists()
+        }
+        machines |= {machine_name(run["machine"]): None for run in runs.values()}
+        minutes = {kind: f"{run['seconds'] / 60:.1f} min" for kind, run in runs.items()}
+        if "trained" not in minutes:
+            minutes["trained"] = _cost(_study(name, root))
+        images = ", all images" if profile.take is None else f", {profile.take[0]:,} images"
+        cells = (
+            f"`{name}`",
+            DATA[name] + images,
+            f"{profile.blocks_removed} blocks removed, {profile.recipe.num_epochs} epochs, {profile.num_seeds} seeds",
+            minutes.get("recorded", "not complete"),
+            minutes["trained"],
         )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"Minutes: measured on {' and '.join(machines)}, several notebooks side by side."]
     return "\n".join(lines) + "\n"
+
+
+def _cost(study: Study) -> str:
+    """What all runs of a profile take: by their records, or reckoned at the speed of ``bench/training``."""
+    records = {item.run.key: study.store.find(item.run.key) for item in study.planned()}
+    missing = [item for item in study.planned() if records[item.run.key] is None]
+    if not missing:
+        hours = sum(record.provenance["seconds"] for record in records.values()) / 3600
+        return f"{hours:.0f} h of one core, the sum of {len(records)} records"
+    return _remaining(study.root)
 
 
 def benchmarks(root: Path) -> str:
@@ -124,6 +149,25 @@ def benchmarks(root: Path) -> str:
         )
     lines += ["", _machine(training)]
     return "\n".join(lines) + "\n"
+
+
+def speed(root: Path) -> str:
+    """What `benchmarks` says, in a sentence."""
+    training, attribution = (
+        json.loads((root / "bench" / f"{name}.json").read_text()) for name in ("training", "attribution")
+    )
+    rounds = pd.DataFrame(training["images_per_second"])
+    faster = (rounds.igkd / rounds.plain).groupby(rounds.blocks_removed).median()
+    measured = pd.DataFrame(attribution["measured"])
+    theirs = measured[measured.side == "captum"].iloc[0]
+    sides = measured[(measured.n_steps == theirs.n_steps) & (measured.method == theirs.method)]
+    maps = sides.pivot(index="round", columns="side", values="maps_per_second")
+    return (
+        f"On {machine_name(training['machine'])}, students train {faster.min():.1f} to {faster.max():.1f} times as fast as in a "
+        f"plain loop of the shape of the released code, and IG maps with the same {theirs.n_steps:.0f} steps come "
+        f"{(maps.igkd / maps.captum).median():.0f} times as fast as from Captum with its defaults. All numbers, and why, are in "
+        "[docs/performance.md](docs/performance.md).\n"
+    )
 
 
 def nodes(root: Path) -> str:
@@ -245,18 +289,19 @@ def cluster(root: Path) -> str:
 
 
 def claims(root: Path) -> str:
-    """The verdict on each claim, from the records of the laptop profile, the largest that is recorded."""
-    study = _study("laptop", root)
+    """The verdict on each claim, from the laptop profile, the largest that is recorded whole, and what is of the paper's."""
     names = ("", "the paper says", "published", "here, as described", "n", "verdict", "here, as released")
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for each in ledger(study):
+    for each, at_size in zip(ledger(_study("laptop", root)), ledger(_study("paper", root)), strict=True):
         released = f"{each.released}, n = {each.released.n}: {each.released.verdict}" if each.released else "–"
+        # Of latency and of counts there is nothing in another size.
+        sized = at_size.low is not None and each.verdict == OPEN
         cells = (
             each.claim.number,
             each.claim.says,
             each.published,
-            str(each),
-            each.n or "–",
+            f"{each}; **at the paper's size so far {at_size}**" if sized else str(each),
+            (f"{each.n}; {at_size.n}" if sized else each.n) or "–",
             f"**{each.verdict}**: {each.why}",
             released,
         )
@@ -269,37 +314,48 @@ def summary(root: Path) -> str:
     small, full = _study("laptop", root), _study("paper", root)
     full_size = ledger(full)
     # A claim that is open at the paper's size may be one that has no size: of latency, or of counts.
-    verdicts = {
-        at_size.claim.number: at_size if at_size.verdict != OPEN else here
-        for at_size, here in zip(full_size, ledger(small), strict=True)
-    }
-    decided = "; ".join(
-        f"{number} **{each.verdict}** ({each}"
-        + (f" here: {each.data}; published {each.published}, on another machine)" if each.low else ", by counting)")
-        for number, each in verdicts.items()
-        if each.verdict != OPEN
-    )
-    still_open = [number for number, each in verdicts.items() if each.verdict == OPEN]
-    gain, _ = published_gain()
+    verdicts = [
+        at_size if at_size.verdict != OPEN else here for at_size, here in zip(full_size, ledger(small), strict=True)
+    ]
+    gain, best = published_gain()
     first, effect = full_size[0], overlay_effect(small)
+    lines = [
+        f"*{each.claim.says}* ({each.claim.number}): **{each.verdict}**, {each} here, "
+        + (f"published {each.published}; {each.data}. The published times are of another machine." if each.low else "by counting.")
+        for each in verdicts
+        if each.verdict != OPEN
+    ]
+    so_far = f": KD+IG less the plain student {first} so far" if first.low else ""
+    lines[:0] = [
+        f"*{first.claim.says}* (C1): **{first.verdict}**. {first.n} of {full.profile.num_seeds} declared pairs of runs of the "
+        f"paper's size are recorded{so_far}. The published gain is the best run against the best; the means of ten published "
+        f"runs each are {100 * gain.difference:+.2f} points apart ({gain.test}'s p = {gain.p:.0e})."
+    ]
+    still_open = [each.claim.number for each in verdicts[1:] if each.verdict == OPEN]
+    if still_open:
+        lines.append(f"{', '.join(still_open)}, in the table below, are open at the paper's size.")
     students = small.table([item for item in experiments.arms(small.plan) if item.labels["arm"] == "Student"])
-    return (
-        f"- Decided: {decided}.\n"
-        f"- Open at the paper's size: {', '.join(still_open)}. Of C1 {first.n} of {full.profile.num_seeds} declared pairs of "
-        f"runs are recorded{f', {first} so far' if first.low else ''}"
-        f"{', too few for a verdict' if first.verdict == OPEN else ''}.\n"
-        f"- The ten published runs of KD+IG are {100 * gain.difference:+.2f} points ahead of those of Student in the mean "
-        f"({gain.test}'s p = {gain.p:.0e}); the abstract's 1.1 is best against best.\n"
-        f"- In a much smaller setting here ({small.describe_student().split(', ', 1)[1]}, {small.images.n_train:,} images, "
-        f"Student at {students.accuracy.mean():.0%}) the overlay changes the accuracy by {100 * effect.estimate:+.2f} points "
-        f"[{100 * effect.low:+.2f}, {100 * effect.high:+.2f}], averaged over the eight arms; that need not hold at 4.12x.\n"
+    lines.append(
+        f"In a much smaller setting ({small.describe_student().split(', ', 1)[1]}, {small.images.n_train:,} images, "
+        f"{students.accuracy.mean():.0%} of test images right) laying maps over images changes the accuracy by "
+        f"{100 * effect.estimate:+.2f} points [{100 * effect.low:+.2f}, {100 * effect.high:+.2f}]. That need not hold at 4.12x."
     )
+    return "".join(f"- {line}\n" for line in lines)
+
+
+def headlines(root: Path) -> str:
+    """What `igkd.findings` says, a sentence each, under what it is about."""
+    return _listed(root, lambda each: each.says)
 
 
 def found(root: Path) -> str:
-    """What `igkd.findings` says, under what it is about."""
+    """What `igkd.findings` says, with all numbers and reservations."""
+    return _listed(root, lambda each: f"**{each.says}** {each.detail}")
+
+
+def _listed(root: Path, written: Callable[[Statement], str]) -> str:
     parts = findings(_study("laptop", root)).items()
-    return "\n".join(f"**{about}**\n\n" + "".join(f"- {each}\n" for each in sentences) for about, sentences in parts)
+    return "\n".join(f"**{about}**\n\n" + "".join(f"- {written(each)}\n" for each in said) for about, said in parts)
 
 
 def controls(root: Path) -> str:
@@ -310,7 +366,7 @@ def controls(root: Path) -> str:
     finding = (
         f"Above Student in the mean, of (a), {'is' if len(ahead) == 1 else 'are'} {' and '.join(ahead)}."
         if ahead
-        else "At this size (a) shows no gain of which anything could remain, so the question is open."
+        else "Here the arms (a) are not ahead of Student, so how much of a gain remains cannot be asked at this size."
     )
     return (
         f"{finding} Each row is an arm minus the plain student of the same seed; the black bars are published differences "
@@ -320,22 +376,27 @@ def controls(root: Path) -> str:
     )
 
 
-def state(root: Path) -> str:
-    """What is recorded so far, of what the profiles on CIFAR-10 declare."""
+def teachers(root: Path) -> str:
+    """The shipped teachers beside the published one."""
     lines, study = [], _study("paper", root)
     plan = study.plan
-    teachers = ("Teacher", plan.teacher_key, SHIPPED_TEACHER), ("Second teacher", plan.second_teacher_key, SECOND_TEACHER)
-    for what, key, shipped in teachers:
+    shipped = ("Teacher", plan.teacher_key, SHIPPED_TEACHER), ("Second teacher", plan.second_teacher_key, SECOND_TEACHER)
+    for what, key, file in shipped:
         record = study.store.find(key)
         if record is None:
             continue
         done = record.outcome
         lines.append(
-            f"- {what}: {done['accuracy']:.2%} on {done['n_test']:,} test images after {record.run.recipe.name}, on "
-            f"{done['n_train']:,} training images, 1 run. Shipped as `weights/{shipped}`."
+            f"- {what}, `weights/{file}`: {done['accuracy']:.2%} on {done['n_test']:,} test images after "
+            f"{record.run.recipe.name}, on {done['n_train']:,} training images, 1 run."
         )
     lines.append(f"- The published teacher: {published.stated('teacher_accuracy')}%, with 50,000 images.")
-    lines += ["", "| profile | notebook | runs | recorded of declared | seeds | blocks removed | training images |"]
+    return "\n".join(lines) + "\n"
+
+
+def state(root: Path) -> str:
+    """What is recorded so far, of what the profiles on CIFAR-10 declare."""
+    lines = ["| profile | notebook | runs | recorded of declared | seeds | blocks removed | training images |"]
     lines += ["|---" * 7 + "|"]
     for profile in ("laptop", "paper"):
         study = _study(profile, root)
@@ -359,7 +420,7 @@ def state(root: Path) -> str:
                     _values(record.outcome["n_train"] for record in done),
                 )
                 lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"A run that several notebooks need is trained once and counted in each. {_remaining(root)}"]
+    lines += ["", f"A run that several notebooks need is trained once and counted in each. `paper`: {_remaining(root)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -370,13 +431,9 @@ def _remaining(root: Path) -> str:
     rounds = pd.DataFrame(bench["images_per_second"]).query("blocks_removed == 5")
     per_image = multiply_accumulates(MobileNetV2(10, 5), (32, 32))
     per_second = (rounds.igkd / rounds.processes).median() * per_image
-    missing = [item for item in study.planned() if study.store.find(item.run.key) is None]
-    days = sum(study.work(item.run) for item in missing) / per_second / 86_400
-    return (
-        f"The `paper` profile has {len(missing)} runs to train, {days:,.0f} days of one core of an "
-        f"{bench['machine']['name']} if all networks were as fast for their size as at 4.12x; "
-        "[bench/gpu.py](bench/gpu.py) is there to measure a GPU."
-    )
+    missing = {item.run.key: item.run for item in study.planned() if study.store.find(item.run.key) is None}
+    days = sum(map(study.work, missing.values())) / per_second / 86_400
+    return f"{len(missing)} runs left: {days:,.0f} days of one core of an {bench['machine']['name']}, reckoned from 4.12x"
 
 
 def _values(found: Iterable[int]) -> str:
@@ -387,7 +444,7 @@ def _values(found: Iterable[int]) -> str:
 
 
 def gallery(root: Path) -> str:
-    """All figures, small, each with the section that draws it and a link to its notebook."""
+    """All figures, each under the heading of the section that draws it, by notebook."""
     lines, seen = [], set()
     for notebook in find_notebooks(root / "notebooks"):
         pictures, heading = [], notebook.title
@@ -400,7 +457,7 @@ def gallery(root: Path) -> str:
                 if name not in seen and (root / "figures" / f"{name}.png").exists():
                     seen.add(name)
                     text = heading.split("·")[-1].strip().replace('"', "")
-                    pictures.append(f'<img src="figures/{name}.png" height="150" alt="{text}" title="{text}">')
+                    pictures.append(f"*{text}*\n\n![{text}](../figures/{name}.png)\n")
         if pictures:
-            lines += [f"[{notebook.name}](notebooks/{notebook.path.name})", "", "\n".join(pictures), ""]
+            lines += [f"## [{notebook.name}](../notebooks/{notebook.path.name})", "", "\n".join(pictures)]
     return "\n".join(lines)

@@ -108,9 +108,10 @@ def test_a_second_teachers_arms_are_compared_with_the_plain_student_and_with_the
         change = found.loc[f"{arm}, second teacher", arm]
         interval = stats.t.interval(0.95, 2, 0.02, stats.sem([0.01, 0.02, 0.03]))
         assert (change.difference, change.low, change.high) == pytest.approx((0.02, *interval))
-    (sentence,) = [each for part in findings.findings(study).values() for each in part if "second teacher" in each]
-    assert "the mean of KD and of IG and of KD+IG is ahead of Student: KD +2.90 points" in sentence
-    assert "that any arm differs is not shown: KD +2.00 points [" in sentence  # p = 0.07 before Holm's correction
+    ((says, detail),) = [each for part in findings.findings(study).values() for each in part if "second teacher" in each.says]
+    assert "the mean of KD and of IG and of KD+IG is ahead of Student" in says and "Less Student: KD +2.90 points" in detail
+    assert "none can be told" in says  # p = 0.07 before Holm's correction
+    assert "the first teacher's: KD +2.00 points [" in detail
     signals = [item.run.signals.teacher for item in experiments.second_teacher_arms(study.plan)]
     assert set(signals) == {study.plan.second_teacher_key} and len(signals) == 3 * 10
 
@@ -147,16 +148,17 @@ def test_recipes_are_compared_within_a_network_and_a_number_of_images(tmp_path):
     by_scipy = stats.ttest_rel(*(accuracies[0, 0.1][name] for name in ("orthogonal_sgd", "adam"))).confidence_interval()
     row = found.loc[0, 4_000, RECIPES["teacher"].name]
     assert (row.low, row.high) == pytest.approx(tuple(by_scipy))
-    (sentence,) = findings.findings(study)["Here, the teacher's network"]
-    assert "74.0% against 69.0%, +5.00 points [" in sentence and "59.0% against 69.5%, -10.50 points [" in sentence
-    assert "reaches 93.00% (n = 1); the 100 epochs were not run on them" in sentence
+    ((says, detail),) = findings.findings(study)["Here, the teacher's network"]
+    assert says.startswith(f"With 4,000 images the teacher's network reaches 74.0% in {RECIPES['teacher'].name}, and 69.0%")
+    assert "74.0% against 69.0%, +5.00 points [" in detail and "59.0% against 69.5%, -10.50 points [" in detail
+    assert "reaches 93.00% (n = 1); the 100 epochs were not run on them" in detail
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_what_is_not_recorded_is_left_out(profile, tmp_path):
     about = findings.findings(study_of(profile, 2000, tmp_path))
     assert list(about) == ["In the published numbers"]
-    assert "+0.83 points" in about["In the published numbers"][0]  # 92.018 - 91.184, facts of the released runs
+    assert "+0.83 points" in about["In the published numbers"][0].says  # 92.018 - 91.184, facts of the released runs
 
 
 def test_a_single_run_of_each_arm_gives_no_sentence_about_it(study):
@@ -219,13 +221,13 @@ def test_the_papers_size_is_judged_from_two_pairs_on(tmp_path):
     study.plan = experiments.Plan(study.profile, study.fingerprint, teacher.key, "a second one")
     study.store.add(Record(teacher, {"accuracy": 0.915, "n_train": 40_000}, {"seconds": 1.0}), "teacher")
     keep(study, of_seeds(experiments.arms(study.plan), [0]), lambda arm, seed: 0.9)
-    [sentence] = findings._of_the_papers_size(study)
-    assert "IG 90.00% (n = 1)" in sentence and "Single runs do not tell them apart" in sentence
+    [(says, detail)] = findings._of_the_papers_size(study)
+    assert "IG 90.00% (n = 1)" in detail and "single runs do not tell arms apart" in says
     gains = (-0.001, 0.002, 0.005)
     for seed in range(3):
         pair = [item for item in of_seeds(experiments.arms(study.plan), [seed]) if item.labels["arm"] != "KD"]
         keep(study, pair, lambda arm, seed: 0.9 + seed / 1000 + (gains[seed] if arm == "KD+IG" else 0.0))
-    [sentence] = findings._of_the_papers_size(study)
+    [(says, _)] = findings._of_the_papers_size(study)
     half = stats.t.ppf(0.975, 2) * np.std(gains, ddof=1) / 3**0.5
-    assert f"+0.20 points [{0.2 - 100 * half:+.2f}, {0.2 + 100 * half:+.2f}], 3 of 10 declared pairs" in sentence
-    assert "published means: +1.24" in sentence  # the means of the paper's Monte Carlo table, 91.29 - 90.05
+    assert f"+0.20 points [{0.2 - 100 * half:+.2f}, {0.2 + 100 * half:+.2f}], 3 of 10 declared pairs" in says
+    assert "published means: +1.24" in says  # the means of the paper's Monte Carlo table, 91.29 - 90.05
