@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from igkd.device import pick_compute
-from igkd.engine import Study
-from igkd.errors import InputError, TrainingError, first_line
+from igkd.engine import ONE_RUN, Study
+from igkd.errors import InputError, first_line
 from igkd.experiments import Planned
 from igkd.images import ImageSet
 from igkd.models import MobileNetV2, state_digest
@@ -179,8 +179,8 @@ def _train(run: Run, key: str, device: str, threads: int, images: ImageSet, teac
             taught = of_variant(run, images, Signals(*signals))
             record = train(run, images, store, pick_compute(device), taught, teacher_digest)
             return record, store.weights_path(run.key).read_bytes()
-        except (TrainingError, OSError, torch.OutOfMemoryError) as error:
-            return str(error)
+        except ONE_RUN as error:
+            return first_line(error)
 
 
 def _result(task: ray.ObjectRef, store: Store) -> Record | str:

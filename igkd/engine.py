@@ -7,11 +7,13 @@ stopped study goes on where it was, and a run that fails does not stop the other
 import dataclasses
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import cache, cached_property
-from itertools import takewhile
+from itertools import groupby, takewhile
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +22,7 @@ from joblib import Parallel, cpu_count, delayed
 
 from igkd.cost import Measurements, multiply_accumulates
 from igkd.device import Compute, machine_name, pick_compute
-from igkd.errors import InputError, MissingImages, TrainingError
+from igkd.errors import InputError, MissingImages, TrainingError, first_line
 from igkd.experiments import NOTEBOOKS, Plan, Planned, Profile, profile, teacher_run
 from igkd.images import CIFAR10_CLASSES, ImageSet, RecordedImages, Subset, load_images
 from igkd.methods import RECIPES
@@ -45,6 +47,9 @@ SECOND_TEACHER = "second-teacher-cifar10.safetensors"
 FULL_SIZE = 40_000
 #: The environment variable that names a file into which progress is written, for whoever shows it.
 PROGRESS = "IGKD_PROGRESS"
+#: What ends one run and lets others go on: besides its own errors a full disk, and memory, of which PyTorch on a processor
+#: says that there is too little in a RuntimeError.
+ONE_RUN = (TrainingError, InputError, OSError, RuntimeError, MemoryError)
 #: Trains runs of a study as long as there is time to start another, says what is being done, and gives each that was
 #: started as soon as it is finished, with its record or with what went wrong.
 TrainAll = Callable[[list[Planned], Callable[[], bool], Callable[[str], None]], Iterator[tuple[Planned, Record | str]]]
@@ -148,7 +153,9 @@ class Study:
         path = self.store.shipped / name
         if not path.exists():
             raise InputError(f"the {self.profile.name} profile needs the teacher {path}; get it from the repository")
-        return weights_metadata(path)["run"]
+        if "run" not in (metadata := weights_metadata(path)):
+            raise InputError(f"{path} does not say of which run it is; get it from the repository again")
+        return metadata["run"]
 
     def _accuracy(self, key: str) -> float | None:
         record = self.store.find(key)
@@ -273,6 +280,11 @@ class Study:
 
     def train(self, run: Run, log: Callable[[str], None] = lambda line: None) -> Record:
         """Train one run now, whether or not it is recorded; the record is returned, not kept."""
+        record = self._train(run, log)
+        self.store.checkpoint_path(run.key).unlink(missing_ok=True)
+        return record
+
+    def _train(self, run: Run, log: Callable[[str], None]) -> Record:
         return train(run, self.images, self.store, self.compute, self.signals(run), self.teacher_digest(run), log)
 
     def student(self, run: Run) -> MobileNetV2 | None:
@@ -332,6 +344,7 @@ class Study:
                     raise TrainingError(record)
                 if self.store.find(record.key) is None:
                     self.store.add(record, item.experiment)
+                self.store.checkpoint_path(record.key).unlink(missing_ok=True)
             except (TrainingError, OSError) as error:
                 failures.append(f"{name} ({item.run.key}): {error}")
                 self.log(f"failed: {failures[-1]}")
@@ -379,25 +392,54 @@ class Study:
         def started(some: Iterable) -> Iterator:
             return takewhile(lambda _: on_time(), some)
 
-        for item in started(item for item in items if trains_alone(item.run)):
-            yield self._attempt(item, lambda line: doing(f"{describe(item)}: {line}"))  # noqa: B023
-        items = [item for item in items if not trains_alone(item.run)]
-        if self.jobs == 1 or len(items) < 2:
-            yield from map(self._attempt, started(items))
-            return
-        alike = {needed(item.run): item.run for item in items}
-        for run in started(alike.values()):
-            self.teacher_signals(run)  # computed here, so that no two processes compute the same
+        # Signals and long trainings wait for their turn: what the arms of a seed need comes before what controls need.
+        for _, group in groupby(items, lambda item: (item.labels["seed"], item.experiment == "arms")):
+            beside, alone = [], []
+            for item in group:
+                (alone if trains_alone(item.run) else beside).append(item)
+            if self.jobs == 1 or len(beside) < 2:
+                yield from map(self._attempt, started(beside))
+            else:
+                yield from self._side_by_side(beside, started)
+            for item in started(alone):
+                yield self._attempt(item, lambda line: doing(f"{describe(item)}: {line}"))  # noqa: B023
+
+    def _side_by_side(self, items: list[Planned], started) -> Iterator[tuple[Planned, Record | str]]:
+        """Runs that get a core each, in processes of their own."""
+        failed = {}
+        for kind, item in started({needed(item.run): item for item in items}.items()):
+            try:
+                self.teacher_signals(item.run)  # computed here, so that no two processes compute the same
+            except ONE_RUN as error:
+                failed[kind] = f"its signals could not be computed: {first_line(error)}"
+        yield from ((item, failed[needed(item.run)]) for item in items if needed(item.run) in failed)
+        left = [item for item in items if needed(item.run) not in failed]
         where = (self.profile.name, self.data, self.compute.device, self.root)
         parallel = Parallel(n_jobs=self.jobs, pre_dispatch=self.jobs, batch_size=1, return_as="generator_unordered")
-        yield from parallel(delayed(_attempt_elsewhere)(where, item) for item in started(items))
+        unfinished = {}
+
+        def handed_out() -> Iterator:
+            for item in started(left):
+                unfinished[item.run.key] = item
+                yield delayed(_attempt_elsewhere)(where, item)
+
+        try:
+            for item, result in parallel(handed_out()):
+                del unfinished[item.run.key]
+                yield item, result
+        except BrokenProcessPool:
+            # Which of them was killed is not known; what is missing is trained when the program runs again.
+            for item in unfinished.values():
+                yield item, "a process that trained was killed, perhaps for lack of memory; free some, or run it with --jobs 1"
 
     def _attempt(self, item: Planned, log: Callable[[str], None] = lambda line: None) -> tuple[Planned, Record | str]:
         try:
             # Another program may have trained it since this one looked.
-            return item, self.store.find(item.run.key) or self.train(item.run, log)
-        except (TrainingError, OSError, torch.OutOfMemoryError) as error:
-            return item, str(error)
+            return item, self.store.find(item.run.key) or self._train(item.run, log)
+        except MissingImages:
+            raise  # no run can be trained
+        except ONE_RUN as error:
+            return item, first_line(error)
 
     def table(self, planned: list[Planned]) -> pd.DataFrame:
         """The records that are here, one row a planned run."""
@@ -489,12 +531,20 @@ class Study:
 
 @cache
 def _study_elsewhere(profile_name: str, data, device: str, root: Path) -> Study:
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     return Study(profile_name, data, device, root, log=lambda line: None, jobs=1)
 
 
 def _attempt_elsewhere(where: tuple, item: Planned) -> tuple[Planned, Record | str]:
     """`Study._attempt` in a process beside this one."""
     return _study_elsewhere(*where)._attempt(item)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it was killed: nobody would keep its records."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _as_teacher(run: Run) -> Planned:

@@ -5,6 +5,7 @@ interrupted goes on exactly as if it had not been, and arms with the same seed s
 under the same crops.
 """
 
+import copy
 import io
 import math
 import platform
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 from igkd import __version__
 from igkd.augment import Draw, crop_mirror, cutout, draw, move_attention, overlay, pad
 from igkd.device import Compute, Replayed
-from igkd.errors import InputError, TrainingError
+from igkd.errors import InputError, TrainingError, first_line
 from igkd.images import ImageSet, train_indices, validation_indices
 from igkd.losses import attention_loss, attention_map, distillation_loss
 from igkd.models import MobileNetV2, attention_tap, pack_weights, state_digest
@@ -51,7 +52,8 @@ def train(
     images : ImageSet
         With the run's fingerprint.
     store : Store
-        Where checkpoints and the weights are written; the record is returned, not stored.
+        Where checkpoints and the weights are written; the record is returned, not stored. The last checkpoint of a long
+        training stays: whoever keeps the record removes it.
     compute : Compute
     signals : Signals
         Of all training images of `images`.
@@ -104,7 +106,9 @@ def _fit(run, model, rows, images, store, compute, signals, teacher_digest, log)
     recipe = run.recipe
     model = compute.prepare(model)
     optimizer, scheduler = make_optimizer(model, recipe, max(1, len(rows) // recipe.batch_size))
-    history, seconds = _restore(store.checkpoint_path(run.key), model, optimizer, scheduler, log)
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    checkpoint = store.checkpoint_path(run.key)
+    history, seconds = _restore(checkpoint, parts, teacher_digest, log)
     loop = _Loop(run, images, signals, rows, compute, model, optimizer)
 
     def repeated(measured: bool) -> Replayed:
@@ -128,7 +132,7 @@ def _fit(run, model, rows, images, store, compute, signals, teacher_digest, log)
             f"train accuracy {means['train_accuracy']:.1%}  {elapsed:.1f} s"
         )
         if elapsed > CHECKPOINT_EVERY_SECONDS or time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
-            _checkpoint(store.checkpoint_path(run.key), model, optimizer, scheduler, history, seconds)
+            _checkpoint(checkpoint, parts, {"teacher": teacher_digest, "history": history, "seconds": seconds})
             saved = time.monotonic()
 
     scored = validation_indices(images.train_labels, run.subset) if run.split == "validation" else None
@@ -159,7 +163,6 @@ def _fit(run, model, rows, images, store, compute, signals, teacher_digest, log)
         write_atomically(path, content)
     except OSError as error:
         raise TrainingError(f"the weights cannot be written to {path.parent}: {error}") from error
-    store.checkpoint_path(run.key).unlink(missing_ok=True)
     return Record(run, outcome, provenance)
 
 
@@ -322,35 +325,32 @@ def _gradient_norms(weighted: dict[str, Tensor], model: nn.Module) -> dict[str, 
     return norms
 
 
-def _checkpoint(path: Path, model, optimizer, scheduler, history: list, seconds: float) -> None:
+def _checkpoint(path: Path, parts: dict, progress: dict) -> None:
     content = io.BytesIO()
-    torch.save(
-        {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "history": history,
-            "scheduler": scheduler.state_dict(),
-            "seconds": seconds,
-        },
-        content,
-    )
+    torch.save({name: part.state_dict() for name, part in parts.items()} | progress, content)
     try:
         write_atomically(path, content.getbuffer())
     except OSError as error:
         raise TrainingError(f"the checkpoint cannot be written to {path.parent}: {error}") from error
 
 
-def _restore(path: Path, model, optimizer, scheduler, log) -> tuple[list, float]:
-    """History and seconds of an interrupted training, whose state is put back."""
+def _restore(path: Path, parts: dict, teacher_digest: str | None, log) -> tuple[list, float]:
+    """History and seconds of an interrupted training, whose state is put back; else a training that starts anew."""
     if not path.exists():
         return [], 0.0
+    fresh = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
+        history, seconds = state["history"], state["seconds"]
+        if state["teacher"] != teacher_digest:
+            raise ValueError("it is of another teacher")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
     except Exception as error:  # torch.load raises pickle, zip and runtime errors alike
         path.unlink()
-        raise TrainingError(f"the checkpoint {path.name} was damaged and is removed; start again") from error
-    log(f"goes on after epoch {len(state['history'])}")
-    return state["history"], state["seconds"]
+        for name, part in parts.items():
+            part.load_state_dict(fresh[name])
+        log(f"the checkpoint {path.name} cannot be used ({first_line(error)}) and is removed; the training starts anew")
+        return [], 0.0
+    log(f"goes on after epoch {len(history)}")
+    return history, seconds

@@ -1,5 +1,8 @@
+import subprocess
+import sys
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
 
@@ -10,7 +13,7 @@ from igkd.experiments import Planned
 from igkd.images import Subset
 from igkd.methods import Method
 from igkd.models import Architecture, pack_weights, state_digest
-from igkd.runs import Record, SignalSpec, write_atomically
+from igkd.runs import Record, Run, SignalSpec, write_atomically
 from igkd.training import evaluate, predict
 from small import COMPUTE, RECIPE, small_images, small_run, small_teacher
 
@@ -225,6 +228,96 @@ def test_runs_side_by_side_are_those_one_after_the_other(tmp_path):
         study.ensure(items)
         outcomes.append([study.store.find(item.run.key).outcome for item in items])
     assert len(outcomes[0]) > 2 and outcomes[0] == outcomes[1]
+
+
+def side_by_side(root, *labelled):
+    """A study of the demo's digits that trains two at once, and runs of one epoch: arm, seed and method of each."""
+    study = Study("demo", device="cpu", root=root, log=lambda line: study.lines.append(line), jobs=2)
+    study.lines = []
+    teacher = Architecture(0, normalize=True).build(10, ((0.5,) * 3, (0.25,) * 3), torch.Generator().manual_seed(0))
+    content = pack_weights(teacher, run=study.plan.teacher_key, accuracy="0.0")
+    write_atomically(study.store.weights_path(study.plan.teacher_key), content)
+    (item,) = study.teacher_runs()
+    study.store.add(record(item.run), "teacher")
+    recipe = replace(study.profile.recipe, num_epochs=1)
+    items = []
+    for number, (arm, seed, method) in enumerate(labelled):
+        # The rate makes runs of it that are not alike.
+        signals = SignalSpec(study.plan.teacher_key, n_steps=1) if method.uses_teacher else None
+        each = replace(recipe, lr=0.01 + number / 1000)
+        run = Run(study.fingerprint, Subset(), Architecture(17), method, each, signals, seed)
+        items.append(Planned("arms", {"arm": arm, "seed": seed}, run))
+    return study, items
+
+
+def test_signals_that_cannot_be_written_fail_the_runs_that_need_them_alone(tmp_path):
+    study, items = side_by_side(
+        tmp_path, *((arm, 0, method) for arm, method in (("KD", Method(alpha=0.5)), ("Student", Method())) for _ in "12")
+    )
+    (tmp_path / "build" / "signals").write_text("")
+    with pytest.raises(TrainingError, match="2 of 4 runs failed.*its signals could not be computed"):
+        study.ensure(items)
+    assert set(study.table(items).arm) == {"Student"} and len(study.table(items)) == 2
+
+
+def test_a_process_that_is_killed_fails_what_it_trained_and_nothing_else(tmp_path):
+    study, items = side_by_side(tmp_path, *(("Student", seed, Method()) for seed in (0, 0, 0, 0, 0, 1, 1)))
+
+    def killing(line):
+        study.lines.append(line)
+        if line.startswith("[1/"):
+            for process in training_processes():
+                process.kill()
+
+    study.log = killing
+    with pytest.raises(TrainingError, match="was killed, perhaps for lack of memory"):
+        study.ensure(items)
+    done = study.table(items)
+    assert (done.seed == 1).sum() == 2 and 1 <= (done.seed == 0).sum() < 5
+    study.log = study.lines.append
+    assert len(study.ensure(items)) == 7
+
+
+def training_processes(of: int | None = None):
+    """Processes that train for this one, or for another."""
+    return [each for each in psutil.Process(of).children(recursive=True) if "popen_loky" in " ".join(each.cmdline())]
+
+
+TRAINS = """
+from dataclasses import replace
+from pathlib import Path
+from igkd import experiments
+from igkd.engine import Study
+study = Study("demo", device="cpu", root=Path({root!r}), jobs=2)
+student = experiments.arms(study.plan)[0]
+recipes = [replace(student.run.recipe, num_epochs=10_000 * number + 1) for number in range(3)]
+study.ensure([replace(student, run=replace(student.run, recipe=recipe)) for recipe in recipes])
+"""
+
+
+def test_kill_9_of_the_program_ends_the_processes_that_train_for_it(tmp_path):
+    program = subprocess.Popen([sys.executable, "-c", TRAINS.format(root=str(tmp_path))], stdout=subprocess.PIPE, text=True)
+    assert "[1/" in program.stdout.readline()
+    trained = training_processes(program.pid)
+    assert len(trained) >= 2
+    program.kill()
+    program.wait()
+    _, alive = psutil.wait_procs(trained, timeout=30)
+    assert not alive
+
+
+def test_runs_are_trained_seed_by_seed_arms_first_and_long_ones_last(small_study):
+    plain = small_run(IMAGES)
+    wanted = [
+        ("arms", 0, plain),
+        ("recipes", 0, replace(plain, recipe=replace(RECIPE, lr=0.01))),
+        ("recipes", 0, replace(plain, architecture=Architecture(0, 0.25, True))),  # trains alone
+        ("arms", 1, replace(plain, seed=1)),
+    ]
+    given = [Planned(name, {"arm": "Student", "seed": seed}, run) for name, seed, run in wanted]
+    small_study.ensure([given[0], given[2], given[1], given[3]])
+    times = [small_study.store.root / name / f"{run.key}.json" for name, _, run in wanted]
+    assert [path.stat().st_mtime_ns for path in times] == sorted(path.stat().st_mtime_ns for path in times)
 
 
 def test_a_student_is_the_network_that_its_record_describes(small_study):

@@ -224,18 +224,34 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(run, signals, tmp
     parts = trained(run, tmp_path / "parts", signals, log=lines.append)
     assert lines[0] == "goes on after epoch 2" and len(lines) == 2
     assert parts.outcome == whole.outcome
-    assert not store(tmp_path / "parts").checkpoint_path(run.key).exists()
 
 
-def test_a_damaged_checkpoint_is_said_and_removed(tmp_path):
-    run = small_run(IMAGES)
-    path = store(tmp_path).checkpoint_path(run.key)
+def left_by_another_teacher(path, run, monkeypatch):
+    """A whole checkpoint, with the weights of its last epoch."""
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY_SECONDS", 0)
+    kept = Store(path.parent.parent, path.parent.parent, path.parent.parent)
+    train(run, IMAGES, kept, COMPUTE, teacher_digest="another")
+
+
+def half_written(path, *_):
     path.parent.mkdir(parents=True)
     path.write_bytes(b"half a checkpoint")
-    with pytest.raises(TrainingError, match="damaged"):
-        trained(run, tmp_path)
-    assert not path.exists()
-    assert trained(run, tmp_path).outcome == trained(run, tmp_path / "other").outcome
+
+
+def without_history(path, run, monkeypatch):
+    left_by_another_teacher(path, run, monkeypatch)
+    state = torch.load(path, weights_only=True)
+    torch.save({"teacher": None} | {name: state[name] for name in ("model", "optimizer", "scheduler")}, path)
+
+
+@pytest.mark.parametrize("left", [half_written, without_history, left_by_another_teacher])
+def test_a_checkpoint_that_cannot_be_used_is_said_and_the_training_starts_anew(left, tmp_path, monkeypatch):
+    run = small_run(IMAGES)
+    left(store(tmp_path).checkpoint_path(run.key), run, monkeypatch)
+    lines = []
+    outcome = trained(run, tmp_path, log=lines.append).outcome
+    assert "cannot be used" in lines[0] and lines[1].startswith("epoch 1/")
+    assert outcome == trained(run, tmp_path / "other").outcome
 
 
 LONG = small_run(IMAGES, recipe=replace(RECIPE, num_epochs=12))
@@ -453,9 +469,24 @@ def test_a_record_that_cannot_be_written_fails_its_run_alone(study, monkeypatch,
         Planned("blocked", {"arm": "Student", "seed": 0}, first),
         Planned("arms", {"arm": "Student", "seed": 1}, second),
     ]
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY_SECONDS", 0)
     with pytest.raises(TrainingError, match="1 of 2 runs failed"):
         study.ensure(items)
     assert study.store.keys() == {second.key}
+    assert not study.store.checkpoint_path(second.key).exists()
+    (study.store.root / "blocked").unlink()
+    lines = []
+    assert study.train(first, lines.append).outcome["history"][-1]["epoch"] == first.recipe.num_epochs
+    assert lines == [f"goes on after epoch {first.recipe.num_epochs}"]  # nothing was trained again
+
+
+def test_a_run_that_cannot_be_trained_leaves_the_others_alone(study, monkeypatch):
+    impossible = small_run(IMAGES, subset=Subset(1e-6))  # no image of any class
+    large = small_run(IMAGES, recipe=replace(RECIPE, padding=10**7))  # more memory than there is
+    good = small_run(IMAGES, seed=1)
+    with pytest.raises(TrainingError, match="2 of 3 runs failed"):
+        study.ensure(planned(impossible, large, good))
+    assert study.store.keys() == {good.key}
 
 
 def test_a_finished_run_is_not_repeated(study):
