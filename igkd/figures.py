@@ -147,7 +147,7 @@ def recipes(epochs: pd.DataFrame, tested: pd.DataFrame, title: str) -> Figure:
         Columns ``recipe``, ``key``, ``accuracy`` (a fraction), one row a run.
     title : str
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4.2), sharey=True, width_ratios=(4, 1))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4.4), sharey=True, width_ratios=(4, 1))
     colours = dict(zip(tested.recipe.unique(), sns.color_palette("colorblind")))
     for place, (recipe, colour) in enumerate(colours.items()):
         for _, run in epochs[epochs.recipe == recipe].groupby("key"):
@@ -158,10 +158,9 @@ def recipes(epochs: pd.DataFrame, tested: pd.DataFrame, title: str) -> Figure:
     ticks = [tick for tick in (1, 2, 4, 8, 16, 32, 64, 100) if tick <= epochs.epoch.max()]
     left.set_xticks(ticks, ticks)
     left.minorticks_off()
-    left.set(xlabel="epoch (log scale)", ylabel="accuracy (%)", title="on augmented training images")
-    right.set(xlim=(-0.7, len(colours) - 0.3), xticks=[], xlabel="after the last epoch", title="on test images")
-    figure.suptitle(title)
-    figure.legend(loc="outside lower center", fontsize="small")
+    left.set(xlabel="epoch (log scale)", ylabel="accuracy (%)", title=f"{title}\non augmented training images")
+    right.set(xlim=(-0.7, len(colours) - 0.3), xticks=[], xlabel="at the end", title="on test images")
+    figure.legend(loc="outside upper center", fontsize="small")
     return figure
 
 
