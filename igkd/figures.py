@@ -35,7 +35,7 @@ def use_style() -> None:
     )
 
 
-def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None) -> list[Path]:
+def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None, records_of=None) -> list[Path]:
     """Write a figure as PNG and PDF, stamped with what it was drawn from.
 
     Parameters
@@ -49,23 +49,26 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None) -> 
         The records behind the figure, one a row (from `Study.ensure`); where it shows what was measured just now, a
         text that says on what; None if it shows published values only. A column ``scored_on`` says in words which
         images the figure is about, if not those of the records.
+    records_of : igkd.engine.Study, optional
+        Whose records they are, if not the study's own; the stamp names its profile and data.
 
     Returns
     -------
     list of Path
     """
     keys = " ".join(dict.fromkeys(table.key)) if isinstance(table, pd.DataFrame) else ""
+    origin = records_of or study
     if table is None:
         stamp = "published values only (igkd.published)"
     elif isinstance(table, str):
-        stamp = f"profile {study.profile.name} · {table}"
+        stamp = f"profile {origin.profile.name} · {table}"
     else:
-        data = study.describe_data()
+        data = origin.describe_data()
         if {"n_train", "n_test"} <= set(table):  # what the runs saw: more or less, maybe, than the profile's images
             scored = table.scored_on.iloc[0] if "scored_on" in table else f"{_range(table.n_test)} images"
-            data = f"{study.data_name}, trained on {_range(table.n_train)}, scored on {scored}"
+            data = f"{origin.data_name}, trained on {_range(table.n_train)}, scored on {scored}"
         stamp = (
-            f"profile {study.profile.name} · {data} · "
+            f"profile {origin.profile.name} · {data} · "
             f"{len(table)} run{'s' * (len(table) != 1)} · records {records_digest(table)}"
         )
     figure.text(0.995, -0.01, stamp, ha="right", va="top", fontsize=6.5, color="0.45")
@@ -144,21 +147,20 @@ def recipes(epochs: pd.DataFrame, tested: pd.DataFrame, title: str) -> Figure:
         Columns ``recipe``, ``key``, ``accuracy`` (a fraction), one row a run.
     title : str
     """
-    figure, axis = plt.subplots(figsize=(7, 3.6))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4.4), sharey=True, width_ratios=(4, 1))
     colours = dict(zip(tested.recipe.unique(), sns.color_palette("colorblind")))
-    for recipe, colour in colours.items():
-        label = recipe
-        for key, run in epochs[epochs.recipe == recipe].groupby("key"):
-            axis.plot(run.epoch, 100 * run.train_accuracy, color=colour, linewidth=1, label=label)
-            accuracy = tested.set_index("key").accuracy[key]
-            axis.plot(run.epoch.max(), 100 * accuracy, "o", color=colour, markeredgecolor="white", alpha=0.8)
-            label = None
-    axis.plot([], [], color="0.4", linewidth=1, label="on augmented training images")
-    axis.plot([], [], "o", color="0.4", label="on test images, after the last epoch")
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axis.set(xlabel="epoch", ylabel="accuracy (%)", title=title)
-    axis.legend(fontsize="small")
+    for place, (recipe, colour) in enumerate(colours.items()):
+        for _, run in epochs[epochs.recipe == recipe].groupby("key"):
+            left.plot(run.epoch, 100 * run.train_accuracy, color=colour, linewidth=1)
+        accuracies = 100 * tested.accuracy[tested.recipe == recipe]
+        right.plot([place] * len(accuracies), accuracies, "o", color=colour, markeredgecolor="white", label=recipe)
+    left.set_xscale("log")
+    ticks = [tick for tick in (1, 2, 4, 8, 16, 32, 64, 100) if tick <= epochs.epoch.max()]
+    left.set_xticks(ticks, ticks)
+    left.minorticks_off()
+    left.set(xlabel="epoch (log scale)", ylabel="accuracy (%)", title=f"{title}\non augmented training images")
+    right.set(xlim=(-0.7, len(colours) - 0.3), xticks=[], xlabel="at the end", title="on test images")
+    figure.legend(loc="outside upper center", fontsize="small")
     return figure
 
 
@@ -179,11 +181,11 @@ def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
     Parameters
     ----------
     table : DataFrame
-        Columns ``arm``, ``accuracy`` (fraction).
+        Columns ``arm``, ``seed``, ``accuracy`` (fraction).
     title : str
         Data and student of `table`.
     published : DataFrame
-        As `table`.
+        As `table`, without ``seed``.
     """
     # The stamp of `table` stands under the last.
     panels = {"published: CIFAR-10\nstudent 4.12x smaller": published, title: table}
@@ -192,55 +194,47 @@ def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
     for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
         frame = frame[frame.arm.isin(order)].assign(percent=lambda rows: 100 * rows.accuracy)
         _runs_of_arms(axis, frame, order)
-        axis.set(title=f"{title}\n{_range(frame.groupby('arm').size())} runs an arm", xlabel="")
+        scale = ", another scale" if axis is axes[0, -1] else ""
+        axis.set_title(f"{title}\n{_range(frame.groupby('arm').size())} runs an arm{scale}")
         axis.tick_params(axis="x", rotation=30)
     axes[0, 0].set_ylabel("test accuracy (%)")
-    axes[0, 1].set_ylabel("test accuracy (%), another scale")
+    figure.suptitle(_RUNS_OF_ARMS, fontsize=9)
     return figure
 
 
+#: What `_runs_of_arms` draws, in words.
+_RUNS_OF_ARMS = "points: runs, lines: one seed; bar: mean with 95 % interval"
+
+
 def _runs_of_arms(axis, frame: pd.DataFrame, order: list[str]) -> None:
-    """Every run as a point, and the mean of each arm with its 95 % t-interval; column ``percent``."""
-    _strip(axis, frame, order)
-    sns.pointplot(
-        frame,
-        x="arm",
-        y="percent",
-        order=order,
-        color="0.2",
-        linestyle="none",
-        marker="_",
-        markersize=14,
-        errorbar=t_interval,
-        capsize=0.15,
-        err_kws={"linewidth": 1.2},
-        ax=axis,
-    )
+    """`_strip` with lines between the runs of one seed, where arms share seeds, and means with 95 % t-intervals."""
+    places = _strip(axis, frame, order)
+    if "seed" in frame:
+        for _, line in frame.assign(place=places).sort_values("place").groupby("seed"):
+            axis.plot(line.place, line.percent, color="0.6", lw=0.6, alpha=0.6, zorder=1)
+    for position, arm in enumerate(order):
+        values = frame.percent[frame.arm == arm]
+        low, high = t_interval(values)
+        mean = values.mean()
+        axis.errorbar(position, mean, [[mean - low], [high - mean]], fmt="_", ms=14, c="0.2", capsize=4)
 
 
-def _strip(axis, frame: pd.DataFrame, order: list[str]) -> None:
-    """Every run as a point, at the same place each time; column ``percent``."""
-    state = np.random.get_state()
-    np.random.seed(0)  # seaborn draws the jitter from NumPy's global generator, and takes no other
-    try:
-        sns.stripplot(
-            frame,
-            x="arm",
-            y="percent",
-            hue="arm",
-            order=order,
-            palette=ARM_COLOURS,
-            alpha=0.6,
-            size=4,
-            legend=False,
-            ax=axis,
-        )
-    finally:
-        np.random.set_state(state)
+def _strip(axis, frame: pd.DataFrame, order: list[str]) -> pd.Series:
+    """Every run as a point, runs of one seed equally far from the middle of their arms; column ``percent``.
+
+    Returns the places of the points.
+    """
+    number = frame.seed.rank(method="dense") if "seed" in frame else frame.groupby("arm").cumcount()
+    aside = 0.36 * ((number - number.min()) / max(np.ptp(number), 1) - 0.5 * (np.ptp(number) > 0))
+    places = frame.arm.map(order.index) + aside
+    axis.scatter(places, frame.percent, s=16, c=frame.arm.map(ARM_COLOURS).to_list(), alpha=0.6, linewidths=0)
+    axis.set_xticks(range(len(order)), order)
+    axis.grid(False, axis="x")
+    return places
 
 
 def t_interval(values) -> tuple[float, float]:
-    """95 % confidence interval of a mean of independent normal values, for seaborn's `errorbar`."""
+    """95 % confidence interval of a mean of independent normal values."""
     values = np.asarray(values, float)
     if len(values) < 2:
         return float(values.mean()), float(values.mean())
@@ -482,7 +476,7 @@ def monte_carlo(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Fig
     Parameters
     ----------
     table : DataFrame
-        Columns ``arm``, ``accuracy`` (fraction).
+        Columns ``arm``, ``seed``, ``accuracy`` (fraction).
     title : str
         Data and student of `table`.
     published : DataFrame
@@ -765,47 +759,42 @@ def pareto(table: pd.DataFrame, costs: dict[str, str]) -> Figure:
     costs : dict
         Column -> axis label.
     """
-    figure, axes = plt.subplots(1, len(costs), figsize=(3.7 * len(costs), 3.5), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(1, len(costs), figsize=(3.7 * len(costs), 3.9), squeeze=False, sharey=True)
     blue, orange = sns.color_palette("colorblind")[:2]
+    cut, narrowed = table[table.width == 1], table[table.width < 1].sort_values(["blocks_removed", "width"])
+    # Narrowed networks lie close to others, so markers tell them apart and not labels.
+    groups = {"cut (number: blocks removed)": (cut, "o-", blue)} | {
+        f"{row.blocks_removed} removed, width {row.width:g}": (narrowed.loc[[row.Index]], marker, orange)
+        for row, marker in zip(narrowed.itertuples(), "sD^vP", strict=False)
+    }
     for axis, (cost, label) in zip(axes[0], costs.items(), strict=True):
-        for narrowed, group in table.sort_values(cost).groupby(table.width < 1):
+        for name, (group, style, colour) in groups.items():
+            group = group.sort_values(cost)
             accuracy = 100 * group.accuracy.to_numpy()
-            axis.errorbar(
-                group[cost],
-                accuracy,
-                yerr=np.abs(100 * group[["low", "high"]].to_numpy().T - accuracy),
-                fmt="s" if narrowed else "o-",
-                color=orange if narrowed else blue,
-                lw=1.2,
-                ms=5,
-                capsize=2.5,
-                label="narrowed" if narrowed else "cut",
-            )
+            reach = np.abs(100 * group[["low", "high"]].to_numpy().T - accuracy)
+            axis.errorbar(group[cost], accuracy, reach, fmt=style, color=colour, lw=1.2, ms=5, capsize=2.5, label=name)
         front = table[statistics.pareto_front(table[cost], table.accuracy)].sort_values(cost)
         axis.step(front[cost], 100 * front.accuracy, where="post", color="0.3", lw=1, ls="--", label="Pareto front")
-        dearest = table.loc[table.width < 1, cost].max()
-        for row in table.itertuples():
-            narrowed, x = row.width < 1, getattr(row, cost)
-            beside = "left" if x == dearest else "right"  # labels of narrowed networks are long, and these lie close by
+        for row in cut.itertuples():
             axis.annotate(
-                f"{row.blocks_removed}" + (f", w {row.width:g}" if narrowed else ""),
-                (x, 100 * (row.low if narrowed else row.high)),
-                xytext=(0, -3 if narrowed else 3),
+                row.blocks_removed,
+                (getattr(row, cost), 100 * row.high),
+                xytext=(0, 3),
                 textcoords="offset points",
-                ha=beside if narrowed else "center",
-                va="top" if narrowed else "bottom",
+                ha="center",
                 fontsize=8,
-                color=orange if narrowed else blue,
+                color=blue,
                 path_effects=[withStroke(linewidth=2.5, foreground="white")],
             )
         axis.set(xscale="log", xlabel=label)
-        axis.margins(x=0.16, y=0.08)
+        axis.margins(x=0.1, y=0.08)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axis.xaxis.set_major_formatter(FuncFormatter(_in_thousands))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.tick_params(axis="x", labelsize=8)
     axes[0, 0].set_ylabel("test accuracy (%)")
-    axes[0, 0].legend(fontsize=8)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=8)
     return figure
 
 
@@ -864,7 +853,7 @@ def latency(ratios: dict[str, pd.DataFrame], deployed: pd.DataFrame) -> Figure:
         axis.set_ylim(len(runtimes) - 0.4, -0.6)
         axis.grid(False, axis="y")
         axis.set(title=f"batch of {batch_size}", xlabel="milliseconds a call", xscale="log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_locator(LogLocator(base=2))  # times span less than a decade
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
     axes[-1].legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.02, 0.5))
@@ -935,7 +924,7 @@ def shifted_arms(panels: dict[str, pd.DataFrame], teacher: dict[str, float]) -> 
                 fontsize=8,
                 color="0.3",
             )
-    figure.suptitle("points: runs; bars: mean of an arm with its 95 % t-interval", fontsize=9)
+    figure.suptitle(_RUNS_OF_ARMS, fontsize=9)
     return figure
 
 
@@ -1044,7 +1033,12 @@ def fitted_losses(
     return figure
 
 
-def remaining_gain(table: pd.DataFrame, published: pd.Series, title: str) -> Figure:
+def remaining_gain(
+    table: pd.DataFrame,
+    published: pd.Series,
+    title: str,
+    xlabel: str = "test accuracy minus Student, same seed (points)",
+) -> Figure:
     """Gain of each control over the plain student of the same seed; means with 95 % t-intervals from two pairs on.
 
     Parameters
@@ -1055,9 +1049,11 @@ def remaining_gain(table: pd.DataFrame, published: pd.Series, title: str) -> Fig
         Label -> published difference of means (fraction), drawn beside; may be empty.
     title : str
         Data and student.
+    xlabel : str
     """
     rows = table.drop_duplicates(["group", "label"])
     colours = dict(zip(table.group.unique(), sns.color_palette("colorblind")[:6], strict=False))
+    counts = table.groupby(["group", "label"]).size()
     # A gap of one row before each group.
     places = np.arange(len(rows)) + 0.8 * rows.group.map({group: i for i, group in enumerate(colours)}).to_numpy()
     figure, axis = plt.subplots(figsize=(8.5, 0.9 + 0.27 * (places.max() + 1)))
@@ -1068,14 +1064,16 @@ def remaining_gain(table: pd.DataFrame, published: pd.Series, title: str) -> Fig
         low, high = t_interval(values)
         mean = values.mean()
         axis.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="D", ms=5, color=colour, capsize=3)
-        axis.annotate(
-            f"n = {len(values)}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5
-        )
+        if counts.nunique() > 1:
+            axis.annotate(
+                f"n = {len(values)}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5
+            )
         if row.label in published.index:
             axis.plot(100 * published[row.label], place, "|", ms=13, mew=2.2, color="0.15")
     if len(published):
         axis.plot([], [], "|", ms=11, mew=2.2, color="0.15", ls="none", label="published (CIFAR-10, 4.12x)")
-    axis.plot([], [], "D", ms=5, color="0.5", ls="none", label="mean, 95 % interval")
+    each = f", n = {counts.iloc[0]} each" if counts.nunique() == 1 else ""
+    axis.plot([], [], "D", ms=5, color="0.5", ls="none", label=f"mean, 95 % interval{each}")
     axis.axvline(0, color="0.3", lw=1)
     axis.set_yticks(places, rows.label)
     for tick, group in zip(axis.get_yticklabels(), rows.group, strict=True):
@@ -1084,7 +1082,7 @@ def remaining_gain(table: pd.DataFrame, published: pd.Series, title: str) -> Fig
         first = places[(rows.group == group).to_numpy()][0]
         axis.annotate(group, (0.005, first - 0.75), xycoords=("axes fraction", "data"), va="center", fontsize=8.5,
                       color=colour, weight="bold")  # fmt: skip
-    axis.set_xlabel("test accuracy minus Student, same seed (points)")
+    axis.set_xlabel(xlabel)
     axis.set_ylim(places.max() + 0.7, -1.3)
     axis.grid(False, axis="y")
     axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.06), ncols=2)

@@ -656,6 +656,24 @@ def compare_recorded(
     return table
 
 
+def in_points(compared: pd.DataFrame, *by: str):
+    """Comparisons as a styled table for a notebook, differences and intervals in percentage points.
+
+    Parameters
+    ----------
+    compared : pandas.DataFrame
+        From :func:`compare_pairs` and the like; ``p_holm`` may be missing.
+    by : str
+        Its columns that stand before the arms.
+    """
+    columns = {"n": "n", "difference": "points", "low": "95 % from", "high": "to", "p": "p", "p_holm": "p (Holm)"}
+    shown = compared.set_index([*by, "arm", "reference"]).filter(columns).rename(columns=columns)
+    shown = shown.rename_axis(index={"reference": "less"})
+    points = ["points", "95 % from", "to"]
+    shown[points] *= 100
+    return shown.style.format("{:.2g}", na_rep="–").format("{:+.2f}", subset=points, na_rep="–").format(subset="n")
+
+
 def _undecided(a: np.ndarray, b: np.ndarray, paired: bool, confidence: float, names: tuple[str, str]) -> Comparison:
     unknown = dict.fromkeys(("low", "high", "statistic", "df", "p", "hedges_g", "g_low", "g_high"), np.nan)
     return Comparison(

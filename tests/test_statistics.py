@@ -604,6 +604,19 @@ def test_recorded_pairs_refuse_two_runs_of_one_seed():
         st.compare_recorded(frame, [("b", "a")], pair_by="seed")
 
 
+def test_a_table_in_points_shows_what_was_compared_and_leaves_unknown_values_out():
+    frame = pd.DataFrame({"arm": ["a", "b", "a", "b", "a", "c"], "seed": [0, 0, 1, 1, 2, 2]})
+    frame["accuracy"] = [0.5, 0.51, 0.6, 0.63, 0.7, 0.69]
+    compared = st.compare_recorded(frame, [("b", "a"), ("c", "a")], pair_by="seed").assign(data="digits")
+    shown = st.in_points(compared, "data")
+    assert list(shown.index.names) == ["data", "arm", "less"]
+    assert list(shown.columns) == ["n", "points", "95 % from", "to", "p", "p (Holm)"]
+    assert shown.data.points.to_list() == pytest.approx([2, -1])
+    text = shown.to_string(delimiter=";").splitlines()
+    assert text[-1] == "c;a;1;-1.00;–;–;–;–" and "b;a;2;+2.00;-10.71;+14.71;" in text[-2]
+    assert "p (Holm)" not in st.in_points(compared.drop(columns="p_holm")).columns
+
+
 # -- accuracy against cost -------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 
 from igkd import experiments, figures
 from igkd.engine import Study
@@ -126,6 +127,15 @@ def test_figures_are_compared_with_the_records(study, tmp_path):
     checks = {check.name: check for check in verify_figures(tmp_path, study.store)}
     assert not checks["stranger.png"].holds
     assert not checks["unlisted.png"].holds and "draw it again" in checks["unlisted.png"].detail
+
+
+def test_a_figure_of_another_study_says_whose_records_it_shows(study, tmp_path):
+    study.figures = tmp_path
+    paper = Study("paper", device="cpu", root=ROOT, log=lambda line: None)
+    path, _ = figures.save(plt.figure(), "theirs", study, study.table(study.planned()), records_of=paper)
+    with Image.open(path) as picture:
+        assert picture.text["Description"].startswith("profile paper · CIFAR-10, ")
+    assert path.parent == tmp_path and [check.holds for check in verify_figures(tmp_path, study.store)] == [True]
 
 
 SHIPPED = sorted((ROOT / "weights").glob("*.safetensors"))
