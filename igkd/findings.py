@@ -353,15 +353,14 @@ def _of_maps(study: Study) -> list[Statement]:
     visible = statistics.minimal_detectable_difference(int(others.n.min()), sd, paired=True, alpha=0.05 / len(found))
     return [
         Statement(
-            f"Laying IG maps over a tenth of the images changes the accuracy by {_points(effect, 'estimate')}, averaged over "
-            "the other ingredients.",
+            f"Arms with IG maps less the same arms without: {_points(effect, 'estimate')} in the mean.",
             f"p = {effect.p_holm:.2g} (Holm over 7), {effect.n:.0f} runs (notebook 04).",
         ),
         Statement(
             f"Of {len(others)} controls in place of the map (maps of other images, noise, plain dimming, other attributions) "
             f"{told} can be told from it; {others.n.min()} pairs find a difference of about {100 * visible:.1f} points.",
             f"After Holm's correction over {len(found)} questions"
-            + (f": {names} points" if len(differing) else "")
+            + (f", less IG: {names} points" if len(differing) else "")
             + ". That is not to say that the others are equal: a smaller difference would be missed more often than in one of "
             "five studies (80 % power, notebook 08).",
         ),
@@ -605,9 +604,9 @@ def _of_corruption(study: Study) -> list[Statement]:
     without = statistics.compare(kinds.drop(columns=most).mean(axis=1), gain[shift.CLEAN], paired=True)
     return [
         Statement(
-            f"What the overlay does on corrupted test images, less what it does on clean ones: {_points(more)} of accuracy, "
-            f"most of it where the {most} changes.",
-            f"Corrupted ({', '.join(kinds)}): {100 * kinds.mean().mean():+.2f} points, clean: "
+            f"From clean to corrupted test images IG less Student changes by {_points(more)}, most of it where the {most} "
+            "changes.",
+            f"IG less Student, corrupted ({', '.join(kinds)}): {100 * kinds.mean().mean():+.2f} points, clean: "
             f"{100 * gain[shift.CLEAN].mean():+.2f} ({len(gain)} seeds). Without {most}, left out because it is the largest, "
             f"the difference is {_points(without)} (notebook 06).",
         )
