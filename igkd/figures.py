@@ -413,11 +413,11 @@ def completeness(errors: pd.DataFrame) -> Figure:
     return figure
 
 
-def idea(image: np.ndarray, soft, class_names, ig_map: np.ndarray, overlaid: np.ndarray) -> Figure:
-    """The method on one image: the image, the teacher's soft target, its IG map, the overlaid image."""
+def idea(image: np.ndarray, kind: str, soft, class_names, ig_map: np.ndarray, overlaid: np.ndarray) -> Figure:
+    """The method on one image of the class `kind`: the image, the teacher's soft target, its IG map, the overlaid image."""
     figure, axes = plt.subplots(1, 4, figsize=(10, 2.5), width_ratios=(1, 1.1, 1, 1))
     pictures = (
-        ("training image", image),
+        (f"training image: {kind}", image),
         None,
         ("IG map of the teacher", ig_map),
         ("what the student sees\n(a tenth of the time)", overlaid),
@@ -466,7 +466,7 @@ def soft_targets(images: np.ndarray, labels, logits, temperatures: tuple[float, 
         below.set(xlim=(0, 1), xlabel="probability")
     axes[1, 0].set_yticks(np.arange(len(class_names)) + 0.4 - height / 2, class_names, fontsize=8)
     axes[1, 0].invert_yaxis()
-    axes[1, -1].legend(fontsize=7, loc="lower right")
+    figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(temperatures))
     return figure
 
 

@@ -108,6 +108,8 @@ def test_figures_name_the_records_they_were_drawn_from(demo):
         expected = r"profile demo · digits, .* runs? · records [0-9a-f]{12}"
         if path.stem in ("monte-carlo-published", "imagenet-published"):
             expected = "^published values only"
+        if path.stem == "idea":  # an illustration
+            expected = "^profile demo · digits, 1 training image; teacher trained on"
         if path.stem == "corruptions":  # of images alone
             expected = r"^profile demo · digits, \d+ test images$"
         if path.stem == "latency":  # measured while it was drawn
