@@ -132,6 +132,12 @@ def test_maps_of_many_images_go_on_where_they_were_stopped(tmp_path, monkeypatch
     assert names[0] == names[1]  # and no parts
 
 
+def test_parts_of_maps_are_of_whole_batches():
+    # so that maps have the same bits whether or not they are made part by part
+    for at_once in (signals.IMAGES_AT_ONCE, signals.MAX_BATCH_SIZE_ACCELERATOR, *signals.MAX_BATCH_SIZE.values()):
+        assert signals.MAPS_AT_A_TIME % at_once == 0
+
+
 def test_steps_and_baseline_are_those_asked_for(tmp_path):
     maps = {
         spec: attribution_maps(IMAGES, TEACHER, spec, tmp_path, COMPUTE, lambda line: None)
