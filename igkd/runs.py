@@ -87,7 +87,8 @@ class Run:
     signals : SignalSpec or None
         None if the method uses no teacher.
     seed : int
-        Of initial weights, order, crops, overlays and whose signals are taken; arms with the same seed share all of them.
+        Of initial weights, order, crops, overlays and whose signals are taken; arms with the same seed share all of
+        them.
     split : {"test", "validation"}
         On which images the final accuracy is measured.
 

@@ -1,9 +1,9 @@
 """What the teacher knows about each training image: logits, attention map, IG map, in data-set order.
 
 Signals are computed once, on unaugmented images, and kept in files that carry the fingerprint of the images, the
-digest of the teacher's weights, the version of the code and a checksum. The test that makes them trustworthy is `check_alignment`: read back
-by data-set index, the cached logits must name the labels as often as the teacher does. Only then is made of them what
-the run's variant asks for (`of_variant`).
+digest of the teacher's weights, the version of the code and a checksum. The test that makes them trustworthy is
+`check_alignment`: read back by data-set index, the cached logits must name the labels as often as the teacher does.
+Only then is made of them what the run's variant asks for (`of_variant`).
 """
 
 import hashlib
@@ -56,7 +56,8 @@ class Teacher:
     ----------
     model : MobileNetV2
     accuracy : float
-        Share of the labels of the images at hand, a study's training images, that it names at least.
+        Share of the labels of the images at hand, a study's training images, that it names: all that is known of it
+        may be a lower bound (see `of_run`).
     """
 
     model: MobileNetV2
@@ -66,10 +67,10 @@ class Teacher:
     def of_run(
         cls, model: MobileNetV2, metadata: Mapping[str, str], record: Record | None, sources: Collection[str]
     ) -> "Teacher":
-        """With its accuracy in training where the images at hand are those that it was trained on.
+        """With its accuracy in training, where the images at hand are those that it was trained on.
 
-        Of a part of its training images and others, as far as is known, it is right on no fewer than the lower of its
-        accuracies on training and test images.
+        Where that is not known, with the lower of its accuracies on training and test images: of the official 50,000
+        images of CIFAR-10, the shipped teachers have seen 40,000.
 
         Parameters
         ----------
@@ -86,7 +87,7 @@ class Teacher:
             return teacher
         saw_all = record.run.subset.fraction == 1 and not record.run.subset.validation
         # The record may have come from a machine on which the same training gave other weights.
-        if not saw_all or record.outcome["weights"] != teacher.digest:
+        if not saw_all or record.outcome.get("weights") != teacher.digest:
             return teacher
         return replace(teacher, accuracy=record.outcome["train_accuracy"])
 
@@ -253,7 +254,22 @@ def attribution_maps(
     log: Callable[[str], None] = print,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
-    """As `load_maps`, the maps (N, H, W) float16 alone."""
+    """As `load_maps`, the maps alone.
+
+    Parameters
+    ----------
+    images, teacher, spec, folder, compute, log, progress
+        As for `load_maps`.
+
+    Returns
+    -------
+    Tensor (N, H, W) float16, non-negative
+
+    Raises
+    ------
+    OSError
+        If the maps cannot be written.
+    """
     return load_maps(images, teacher, spec, folder, compute, log, progress).maps
 
 
@@ -408,10 +424,10 @@ def _augmented_once(images: ImageSet, kind: str, padding: int) -> ImageSet:
 def check_alignment(logits: Tensor, labels: np.ndarray, teacher_accuracy: float) -> None:
     """Assert that signals read by data-set index belong to the images of that index.
 
-    The classes that the cached logits name must agree with the labels as often as the teacher does on these images, less
-    four standard errors, because they may be a sample of the images that its accuracy is of. Three images may always
-    differ: bfloat16 turns one that lies between two classes, also where the teacher is right on all and there is no
-    scatter. Logits of shuffled images agree with about one label in ten.
+    The classes that the cached logits name must agree with the labels as often as the teacher does on these images,
+    less four standard errors, because they may be a sample of the images that its accuracy is of. Three images may
+    always differ: bfloat16 turns one that lies between two classes, also where the teacher is right on all and there is
+    no scatter. Logits of shuffled images agree with about one label in ten.
 
     Parameters
     ----------
@@ -463,7 +479,7 @@ def _file(folder, images: ImageSet, teacher_digest: str | None, settings: dict) 
 def _cached(
     folder, images, teacher, settings, log, make: Callable[[], dict[str, Tensor]]
 ) -> tuple[dict[str, Tensor], bool]:
-    """The tensors of a file, and whether they were made now; the first is named ``signal``."""
+    """The tensors of a file, and whether they were made now; ``signal`` is one of them."""
     digest = teacher.digest
     described, path = _described(images, digest, settings), _file(folder, images, digest, settings)
     if path.exists():
