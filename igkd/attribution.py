@@ -47,6 +47,11 @@ class Attribution:
     attributions: Tensor
     delta: Tensor
 
+    @property
+    def rise(self) -> Tensor:
+        """f(image) - f(baseline), (N,): what the attributions should add up to."""
+        return self.attributions.sum((1, 2, 3)) - self.delta
+
 
 def integrated_gradients(
     model: nn.Module,
@@ -135,6 +140,22 @@ def integrated_gradients(
                 progress(done, len(images))
     rise = (at_image - at_baseline).gather(1, target[:, None]).squeeze(1)
     return Attribution(attributions, attributions.sum((1, 2, 3)) - rise)
+
+
+def completeness_error(delta: Tensor, rise: Tensor) -> float:
+    """Mean |delta| over mean |rise|: how far attributions are from adding up, as a share of what they should add up to.
+
+    Parameters
+    ----------
+    delta, rise : Tensor (N,)
+        Of `Attribution`.
+
+    Returns
+    -------
+    float
+        0 if all integrals are exact.
+    """
+    return float(delta.abs().mean() / rise.abs().mean())
 
 
 def quadrature(method: str, n_steps: int) -> tuple[np.ndarray, np.ndarray]:

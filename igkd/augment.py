@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from igkd.errors import InputError
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -68,6 +70,24 @@ def draw(
 
     The number of random numbers does not depend on the options, so arms that share a generator's seed share crops
     and mirrors whether or not they overlay maps.
+
+    Parameters
+    ----------
+    n : int
+    generator : Generator
+        On the CPU, where the draw is made too.
+    padding : int
+        Pixels of border from which the crops are taken.
+    mirror : bool
+        Whether half of the images are mirrored.
+    overlay_prob : float
+        Share of the images that get their map laid over them, on average.
+    max_exponent : float
+        1 or more.
+
+    Returns
+    -------
+    Draw
     """
     uniform = torch.rand(5, n, generator=generator)
     # Drawn last and by themselves, so that what was drawn before cutout existed stays as it is in the records.
@@ -85,7 +105,19 @@ def draw(
 
 
 def pad(images: Tensor, padding: int) -> Tensor:
-    """Zero border around images or maps (N, H, W, ...)."""
+    """Zero border around images or maps.
+
+    Parameters
+    ----------
+    images : Tensor (N, H, W, ...)
+    padding : int
+        Pixels on each of the four sides.
+
+    Returns
+    -------
+    Tensor (N, H + 2 * padding, W + 2 * padding, ...)
+        Of the same type.
+    """
     border = [0, 0] * (images.dim() - 3) + [padding] * 4
     return F.pad(images, border)
 
@@ -181,14 +213,24 @@ def move_attention(maps: Tensor, rows: Tensor, drawn: Draw, padding: int, size: 
     rows : Tensor (B,) int64
     drawn : Draw of B
     padding : int, pixels
-    size : (H, W), multiples of (h, w)
+    size : (H, W), the same multiple of (h, w)
 
     Returns
     -------
     Tensor (B, h * w) float32, unit length
+
+    Raises
+    ------
+    InputError
+        If no square cells of whole pixels make h * w of an image of this size.
     """
-    cell = round((size[0] * size[1] / maps.shape[1]) ** 0.5)
+    cell = max(1, round((size[0] * size[1] / maps.shape[1]) ** 0.5))
     h, w = size[0] // cell, size[1] // cell
+    if (h * cell, w * cell, h * w) != (*size, maps.shape[1]):
+        raise InputError(
+            f"attention maps of {maps.shape[1]} cells do not divide images of {size[0]}x{size[1]} pixels into squares; "
+            "give images whose height and width are multiples of 8"
+        )
     spread = maps[rows].float().view(-1, h, w).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
     index = torch.arange(len(rows), device=maps.device)
     moved = crop_mirror(pad(spread, padding), index, drawn, size)

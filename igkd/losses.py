@@ -32,6 +32,11 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     Tensor ()
         In nats, at least 0; 0 where the two distributions are equal.
 
+    Raises
+    ------
+    InputError
+        If T is not above 0, or the logits have different shapes.
+
     Notes
     -----
     The factor T^2 is Hinton et al.'s: soft-target gradients shrink as 1 / T^2, so with it the balance between
@@ -45,6 +50,9 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     ----------
     Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", arXiv 1503.02531, 2015.
     """
+    if not temperature > 0:
+        raise InputError(f"temperature is {temperature}; give a number above 0")
+    _same_shape(student_logits, teacher_logits, "logits")
     log_p = F.log_softmax(_at_least_float32(teacher_logits) / temperature, dim=1)
     log_q = F.log_softmax(_at_least_float32(student_logits) / temperature, dim=1)
     return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
@@ -89,6 +97,11 @@ def attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     Tensor ()
         From 0 (equal maps) to 2 / (H * W) (maps that share no position).
 
+    Raises
+    ------
+    InputError
+        If the maps have different shapes.
+
     Notes
     -----
     The squared distance of two non-negative unit vectors is at most 2, and the *mean* divides it by the
@@ -102,6 +115,7 @@ def attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     ----------
     Zagoruyko, Komodakis, "Paying more attention to attention", ICLR 2017, arXiv 1612.03928, equation 2.
     """
+    _same_shape(student_map, teacher_map, "attention maps")
     return F.mse_loss(_at_least_float32(student_map), _at_least_float32(teacher_map))
 
 
@@ -174,6 +188,15 @@ def fitted_loss(gap: float, alpha: float, temperature: float, *, permuted: bool,
         "distillation": distillation,
         "loss": (1 - alpha) * cross_entropy + alpha * distillation,
     }
+
+
+def _same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
+    # PyTorch would repeat a single row or column for all others, and the loss would be of something else.
+    if student.shape != teacher.shape:
+        raise InputError(
+            f"the student's {what} are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; "
+            "give those of the same images, of the same size"
+        )
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -1,8 +1,40 @@
 """The eight arms of the paper, their constants, and the training recipes."""
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 
 from igkd.errors import InputError
+
+#: What a number may be: in words, and as a test.
+Range = tuple[str, Callable[[float], bool]]
+SHARE: Range = ("from 0 to 1", lambda value: 0 <= value <= 1)
+POSITIVE: Range = ("above 0", lambda value: value > 0)
+NOT_NEGATIVE: Range = ("of 0 or more", lambda value: value >= 0)
+FROM_ONE: Range = ("of 1 or more", lambda value: value >= 1)
+
+
+def check_numbers(part, **ranges: Range) -> None:
+    """Refuse numbers with which a training would fail only later, or would mean something else than it says.
+
+    Parameters
+    ----------
+    part : dataclass instance
+    **ranges : Range
+        Of its fields, by name. Those declared ``int`` must be whole; an infinite number is in no range.
+
+    Raises
+    ------
+    InputError
+        Names the first field that is out of its range.
+    """
+    declared = {field.name: field.type for field in fields(part)}
+    for name, (words, fits) in ranges.items():
+        value, whole = getattr(part, name), declared[name] is int
+        # True and numpy's integers would not come back from the JSON of a record as they were.
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not (number and math.isfinite(value) and fits(value)):
+            raise InputError(f"{name} is {value!r}; give a {'whole ' * whole}number {words}")
 
 
 @dataclass(frozen=True)
@@ -27,6 +59,12 @@ class Method:
     cutout : int
         Side in pixels of the square that is blackened in every image, a baseline of the overlay's kind without a
         teacher; 0 switches it off.
+
+    Raises
+    ------
+    InputError
+        If a number is out of its range: `alpha`, `overlay_prob` and `overlay_weight` are 0 to 1, `temperature` is above
+        0, `gamma` and `cutout` are 0 or more, `max_exponent` is 1 or more.
     """
 
     alpha: float = 0.0
@@ -37,6 +75,18 @@ class Method:
     max_exponent: float = 2.0
     # Younger than the first records: `igkd.runs` leaves it out of a run's key where it is at its default.
     cutout: int = field(default=0, metadata={"added": True})
+
+    def __post_init__(self):
+        check_numbers(
+            self,
+            alpha=SHARE,
+            temperature=POSITIVE,
+            overlay_prob=SHARE,
+            gamma=NOT_NEGATIVE,
+            overlay_weight=SHARE,
+            max_exponent=FROM_ONE,
+            cutout=NOT_NEGATIVE,
+        )
 
     @property
     def uses_teacher(self) -> bool:
@@ -92,6 +142,12 @@ class Recipe:
     zero_init_residual : bool
         Whether the scale of the last batch norm of each residual branch starts at 0, so that at first a block hands on
         what it gets (Goyal et al. 2017).
+
+    Raises
+    ------
+    InputError
+        If the optimizer is unknown or a number is out of its range: `num_epochs` and `batch_size` are 1 or more, `lr`
+        is above 0, `weight_decay` and `padding` are 0 or more.
     """
 
     num_epochs: int
@@ -113,6 +169,14 @@ class Recipe:
     def __post_init__(self):
         if self.optimizer not in _OPTIMIZERS:
             raise InputError(f"no optimizer {self.optimizer!r}; choose one of: {', '.join(_OPTIMIZERS)}")
+        check_numbers(
+            self,
+            num_epochs=FROM_ONE,
+            batch_size=FROM_ONE,
+            lr=POSITIVE,
+            weight_decay=NOT_NEGATIVE,
+            padding=NOT_NEGATIVE,
+        )
 
 
 RECIPES = {

@@ -65,7 +65,28 @@ class Architecture:
         generator: torch.Generator | None = None,
         zero_init_residual: bool = False,
     ) -> "MobileNetV2":
-        """The network with fresh weights drawn from `generator`; `mean_std` as in `ImageSet.mean_std`."""
+        """The network with fresh weights.
+
+        Parameters
+        ----------
+        num_classes : int
+        mean_std : pair of 3 floats, or None
+            As in `ImageSet.mean_std`; used only if `normalize`.
+        generator : Generator, optional
+            Source of the weights; PyTorch's own by default.
+        zero_init_residual : bool
+            See `igkd.methods.Recipe`.
+
+        Returns
+        -------
+        MobileNetV2
+            In training mode.
+
+        Raises
+        ------
+        InputError
+            If `blocks_removed` is not 0 to 18.
+        """
         model = MobileNetV2(num_classes, self.blocks_removed, self.width, mean_std if self.normalize else None)
         model.reset_parameters(generator, zero_init_residual)
         return model
@@ -83,6 +104,11 @@ class MobileNetV2(nn.Module):
     width : float, default 1.0
     mean_std : pair of 3 floats, optional
         Channel means and standard deviations by which the input is standardised inside the network.
+
+    Raises
+    ------
+    InputError
+        If `blocks_removed` is out of its range.
 
     Notes
     -----
@@ -144,7 +170,23 @@ class MobileNetV2(nn.Module):
 
 
 def attention_tap(blocks_removed: int) -> int:
-    """Index into ``features`` whose output is compared in attention transfer with a student of this cut."""
+    """Index into ``features`` whose output is compared in attention transfer with a student of this cut.
+
+    Parameters
+    ----------
+    blocks_removed : int
+        One of `BLOCKS_REMOVED`.
+
+    Returns
+    -------
+    int
+        The same for teacher and student: 19 // d of `ATTENTION_DIVIDERS`.
+
+    Raises
+    ------
+    InputError
+        If the paper has no student of this cut.
+    """
     if blocks_removed not in ATTENTION_DIVIDERS:
         raise InputError(f"the paper gives an attention tap for {BLOCKS_REMOVED} blocks removed, not {blocks_removed}")
     return NUM_FEATURES // ATTENTION_DIVIDERS[blocks_removed]
@@ -170,7 +212,23 @@ def pack_weights(model: MobileNetV2, **metadata: str) -> bytes:
 
 
 def weights_metadata(path: Path) -> dict[str, str]:
-    """The header that `pack_weights` wrote, without reading the weights; `InputError` if it is damaged."""
+    """The header that `pack_weights` wrote, without reading the weights.
+
+    Parameters
+    ----------
+    path : path
+        A ``.safetensors`` file.
+
+    Returns
+    -------
+    dict
+        ``width`` and what else was given, all as text; empty if the file has none.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or damaged.
+    """
     try:
         with safe_open(path, "np") as file:
             return file.metadata() or {}

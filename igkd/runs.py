@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from igkd.attribution import BASELINES
 from igkd.errors import InputError
 from igkd.images import Subset
-from igkd.methods import Method, Recipe
+from igkd.methods import FROM_ONE, NOT_NEGATIVE, Method, Recipe, check_numbers
 from igkd.models import Architecture, weights_metadata
 from igkd.variants import VARIANTS
 
@@ -50,6 +51,11 @@ class SignalSpec:
         Integration steps of the IG maps; noisy copies of ``smoothgrad``, so that it costs as much.
     baseline : str
         See `igkd.attribution.make_baseline`.
+
+    Raises
+    ------
+    InputError
+        If the variant or the baseline is unknown, or `n_steps` is less than 1.
     """
 
     teacher: str
@@ -60,6 +66,9 @@ class SignalSpec:
     def __post_init__(self):
         if self.variant not in VARIANTS:
             raise InputError(f"no variant {self.variant!r} of the signals; choose one of: {', '.join(VARIANTS)}")
+        if self.baseline not in BASELINES:
+            raise InputError(f"no baseline {self.baseline!r}; choose one of: {', '.join(BASELINES)}")
+        check_numbers(self, n_steps=FROM_ONE)
 
 
 @dataclass(frozen=True)
@@ -78,14 +87,15 @@ class Run:
     signals : SignalSpec or None
         None if the method uses no teacher.
     seed : int
-        Of initial weights, order, crops, overlays and whose signals are taken; arms with the same seed share all of them.
+        Of initial weights, order, crops, overlays and whose signals are taken; arms with the same seed share all of
+        them.
     split : {"test", "validation"}
         On which images the final accuracy is measured.
 
     Raises
     ------
     InputError
-        If the parts contradict each other.
+        If the parts contradict each other, or the seed is no whole number of 0 or more.
     """
 
     data: str
@@ -98,6 +108,7 @@ class Run:
     split: str = "test"
 
     def __post_init__(self):
+        check_numbers(self, seed=NOT_NEGATIVE)
         if self.split not in ("test", "validation"):
             raise InputError(f"no split {self.split!r}; choose test or validation")
         if self.split == "validation" and not self.subset.validation:
@@ -174,7 +185,10 @@ class Record:
         ValueError, KeyError, TypeError
             If the text is no record, or its key does not fit its description.
         """
-        fields = json.loads(text)
+        return cls._from_fields(json.loads(text))
+
+    @classmethod
+    def _from_fields(cls, fields: dict) -> "Record":
         record = cls(Run.from_dict(fields["run"]), fields["outcome"], fields["provenance"])
         if fields["training_version"] == TRAINING_VERSION and fields["key"] != record.key:
             raise ValueError(f"its key {fields['key']} does not fit its description ({record.key})")
@@ -182,7 +196,19 @@ class Record:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees either the whole of it or nothing, even after a kill."""
+    """Write a file so that a reader sees either the whole of it or nothing, even after a kill.
+
+    Parameters
+    ----------
+    path : path
+        Its folder is made if need be; what was there before is replaced.
+    content : bytes
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; what was there before is still there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
@@ -228,7 +254,23 @@ class Store:
         self.root, self.scratch, self.shipped = Path(root), Path(scratch), Path(shipped)
 
     def find(self, key: str) -> Record | None:
-        """The record of this key, whichever experiment asked for it first."""
+        """The record of this key, whichever experiment asked for it first.
+
+        Parameters
+        ----------
+        key : str
+            See `Run.key`.
+
+        Returns
+        -------
+        Record or None
+            None if it is not here.
+
+        Raises
+        ------
+        InputError
+            If the file of this name is no record, or the record of another run.
+        """
         for path in sorted(self.root.glob(f"*/{key}.json")):
             return self._read(path)
         return None
@@ -238,12 +280,40 @@ class Store:
         return {path.stem for path in self.root.glob("*/*.json")}
 
     def records(self, experiment: str = "*") -> Iterator[Record]:
-        """All records, or those of one experiment, in the order of their keys."""
+        """All records, or those of one experiment, in the order of their keys.
+
+        Parameters
+        ----------
+        experiment : str
+            Name of its folder.
+
+        Raises
+        ------
+        InputError
+            If a file is no record, or does not have the name of its record.
+        """
         for path in sorted(self.root.glob(f"{experiment}/*.json"), key=lambda path: path.stem):
             yield self._read(path)
 
     def add(self, record: Record, experiment: str) -> Path:
-        """Keep a record."""
+        """Keep a record, in place of what was kept of the same run in the same experiment.
+
+        Parameters
+        ----------
+        record : Record
+        experiment : str
+            Name of the folder that it goes into.
+
+        Returns
+        -------
+        Path
+            Its file.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        """
         path = self.root / experiment / f"{record.key}.json"
         write_atomically(path, record.to_json().encode())
         return path
@@ -263,7 +333,23 @@ class Store:
         return self.scratch / "checkpoints" / f"{key}.pt"
 
     def find_weights(self, key: str) -> Path | None:
-        """Weights of a run: made here, or shipped with the repository."""
+        """Weights of a run: made here, or shipped with the repository.
+
+        Parameters
+        ----------
+        key : str
+            See `Run.key`.
+
+        Returns
+        -------
+        Path or None
+            None if they are neither.
+
+        Raises
+        ------
+        InputError
+            If a file among the shipped weights, which are asked for their run, cannot be read.
+        """
         if self.weights_path(key).exists():
             return self.weights_path(key)
         for path in sorted(self.shipped.glob("*.safetensors")):
@@ -274,6 +360,11 @@ class Store:
     @staticmethod
     def _read(path: Path) -> Record:
         try:
-            return Record.from_json(path.read_text())
+            fields = json.loads(path.read_text())
+            record = Record._from_fields(fields)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is not a record ({error}); delete it and it is trained again") from error
+        # The key as it was written: that of a record of older training code is another now.
+        if fields["key"] != path.stem:
+            raise InputError(f"{path} holds the record of another run, {fields['key']}; delete it if it is a copy")
+        return record

@@ -8,6 +8,7 @@ from scipy import stats
 from torchvision.transforms.v2 import functional as tv
 
 from igkd.augment import Draw, crop_mirror, cutout, draw, move_attention, overlay, pad, rescale
+from igkd.errors import InputError
 
 SIZE = 16
 
@@ -199,6 +200,21 @@ def test_attention_of_images_that_are_not_square():
     cells = torch.arange(1.0, 9).view(2, 4)
     moved = move_attention(unit(cells), torch.tensor([0]), placed(4, 4, mirror=True), 4, (8, 16))
     torch.testing.assert_close(moved, unit(cells.flip(1)))
+
+
+@pytest.mark.parametrize(
+    ("size", "cells"),
+    [
+        ((16, 8), 16),  # 4x4 cells would be of 4x2 pixels
+        ((30, 30), 64),  # 8x8 cells, as strides of 2 leave them, would be of 3.75 pixels
+        ((16, 16), 17),
+        ((4, 4), 64),  # more cells than pixels
+    ],
+)
+def test_cells_that_are_no_squares_of_pixels_are_refused(size, cells):
+    maps = torch.rand(2, cells, generator=generator())
+    with pytest.raises(InputError, match=f"{cells} cells.*{size[0]}x{size[1]}"):
+        move_attention(maps, torch.tensor([0]), placed(4, 4), 4, size)
 
 
 @few

@@ -88,10 +88,27 @@ def test_attention_loss_worked_by_hand():
     assert float(attention_loss(student, teacher)) == pytest.approx((1 + 1 + 0 + 0) / 4)
 
 
-@pytest.mark.filterwarnings("ignore:Using a target size")
-def test_attention_maps_of_different_sizes_cannot_be_compared():
-    with pytest.raises(RuntimeError):
-        attention_loss(torch.ones(2, 64), torch.ones(2, 256))
+@pytest.mark.parametrize(
+    ("loss", "student", "teacher"),
+    [
+        (attention_loss, (2, 64), (2, 256)),
+        (attention_loss, (8, 64), (8, 1)),
+        (attention_loss, (8, 64), (64,)),
+        (lambda *logits: distillation_loss(*logits, 2.5), (8, 10), (1, 10)),
+        (lambda *logits: distillation_loss(*logits, 2.5), (8, 10), (8, 1)),
+    ],
+)
+def test_what_is_of_different_shapes_is_not_compared(loss, student, teacher):
+    for first, second in ((student, teacher), (teacher, student)):
+        with pytest.raises(InputError) as caught:
+            loss(torch.ones(first), torch.ones(second))
+        assert str(first) in str(caught.value) and str(second) in str(caught.value)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.0, -1.0, math.nan])
+def test_a_temperature_that_softens_nothing_is_refused(temperature):
+    with pytest.raises(InputError, match="temperature"):
+        distillation_loss(logits(2, 3, 0), logits(2, 3, 1), temperature)
 
 
 def test_gradients_in_double_precision():

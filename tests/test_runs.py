@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import math
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -117,6 +119,56 @@ def test_a_run_that_cannot_mean_what_it_says_is_refused(change):
         change()
 
 
+FROM_0 = ("of 0 or more", (0,), (-1, math.inf, math.nan, "1"))
+FROM_1 = ("of 1 or more", (1, 4), (0, -1, math.inf, math.nan, None))
+SHARE = ("from 0 to 1", (0, 0.5, 1), (-0.1, 1.5, 5, math.nan))
+ABOVE_0 = ("above 0", (1e-9, 1, 1e30), (0, -1, math.inf, math.nan))
+WHOLE = (2.0, 1.5, True)
+#: For each number what it may be, some that it may be, and some that it may not.
+RANGES = {
+    "method": {
+        "alpha": SHARE,
+        "temperature": ABOVE_0,
+        "overlay_prob": SHARE,
+        "gamma": (FROM_0[0], (0, 0.8, 1000.0), FROM_0[2]),
+        "overlay_weight": SHARE,
+        "max_exponent": FROM_1,
+        "cutout": (FROM_0[0], FROM_0[1], FROM_0[2] + WHOLE),
+    },
+    "recipe": {
+        "num_epochs": (FROM_1[0], FROM_1[1], FROM_1[2] + WHOLE),
+        "batch_size": (FROM_1[0], FROM_1[1], FROM_1[2] + WHOLE),
+        "lr": ABOVE_0,
+        "weight_decay": (FROM_0[0], (0, 5e-4, 10.0), FROM_0[2]),
+        "padding": (FROM_0[0], FROM_0[1], FROM_0[2] + WHOLE),
+    },
+    "signals": {
+        "n_steps": (FROM_1[0], FROM_1[1], FROM_1[2] + WHOLE),
+        "baseline": ("choose one of: mean, black, blur", ("mean", "black", "blur"), ("white", "", 0.0)),
+    },
+    "run": {"seed": (FROM_0[0], (0, 2**40), FROM_0[2] + WHOLE)},
+}
+
+
+@pytest.mark.parametrize(("part", "name"), [(part, name) for part, names in RANGES.items() for name in names])
+def test_numbers_out_of_range_are_refused_before_anything_is_trained(part, name):
+    whole = RUN if part == "run" else getattr(RUN, part)
+    says, fitting, others = RANGES[part][name]
+    for value in fitting:
+        assert getattr(dataclasses.replace(whole, **{name: value}), name) == value
+    for value in others:
+        with pytest.raises(InputError, match=says) as caught:
+            dataclasses.replace(whole, **{name: value})
+        assert name in str(caught.value) and repr(value) in str(caught.value)
+
+
+def test_every_number_of_a_run_has_a_range():
+    for part, names in RANGES.items():
+        whole = RUN if part == "run" else getattr(RUN, part)
+        numbers = {field.name for field in dataclasses.fields(whole) if field.type in (int, float)}
+        assert numbers <= set(names)
+
+
 @pytest.mark.parametrize("run", [RUN, PLAIN], ids=["with a teacher", "without"])
 def test_a_record_comes_back_from_json(run):
     text = record(run).to_json()
@@ -155,6 +207,30 @@ def test_a_damaged_record_is_named(tmp_path, damage):
         with pytest.raises(InputError, match=RUN.key) as caught:
             read()
         assert "\n" not in str(caught.value)
+
+
+def test_a_copy_of_a_record_under_the_name_of_another_run_is_refused(tmp_path):
+    kept = store(tmp_path)
+    path = kept.add(record(), "arms")
+    shutil.copy(path, path.with_stem(PLAIN.key))
+    for read in (lambda: kept.find(PLAIN.key), lambda: list(kept.records())):
+        with pytest.raises(InputError, match=f"{PLAIN.key}.json holds the record of another run, {RUN.key}"):
+            read()
+    assert kept.find(RUN.key) == record()
+
+
+def test_a_copy_that_a_file_manager_named_is_not_counted_twice(tmp_path):
+    kept = store(tmp_path)
+    path = kept.add(record(), "arms")
+    shutil.copy(path, path.with_stem(f"{RUN.key} (1)"))
+    with pytest.raises(InputError, match=r"\(1\)\.json holds the record"):
+        list(kept.records())
+
+
+def test_the_records_of_the_repository_are_read_under_their_keys():
+    root = Path(__file__).parent.parent / "records"
+    kept = Store(root, root, root)
+    assert {each.key for each in kept.records()} == kept.keys() != set()
 
 
 def test_a_record_of_older_training_code_can_be_read_but_is_not_this_run(tmp_path, monkeypatch):

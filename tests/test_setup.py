@@ -1,12 +1,17 @@
 """The files that set the project up agree with each other, and name no machine."""
 
+import ast
 import re
 import subprocess
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-import yaml  # papermill depends on it
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import igkd
 
@@ -65,6 +70,41 @@ def test_every_dependency_has_a_reason(requirements):
         (at,) = [i for i, line in enumerate(lines) if line.startswith(f'"{requirement}"')]
         _, _, beside = lines[at].partition("#")
         assert beside.strip() or lines[at - 1].startswith("# "), f"{requirement}: say why it is needed"
+
+
+def imported(paths):
+    """Module -> file that imports it, of all that is neither Python's nor the project's own."""
+    found = {}
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            found |= {name.partition(".")[0]: path.name for name in names}
+    own = {"igkd", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+    return {name: path for name, path in found.items() if name not in own | sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize(
+    ("paths", "extras", "least"),
+    [
+        ([ROOT / "run_all.py", *(ROOT / "igkd").glob("*.py")], ("cluster",), {"torch", "sklearn", "ray", "ipykernel"}),
+        ((ROOT / "tests").glob("*.py"), ("cluster", "test"), {"pytest", "yaml"}),
+    ],
+    ids=["the program", "its tests"],
+)
+def test_every_package_that_is_imported_is_declared(project, paths, extras, least):
+    texts = project["dependencies"] + [text for extra in extras for text in project["optional-dependencies"][extra]]
+    declared = {canonicalize_name(Requirement(text).name) for text in texts}
+    modules = imported(paths)
+    assert least <= modules.keys()
+    brought_by = packages_distributions()
+    missing = {
+        f"{name}, in {path}"
+        for name, path in modules.items()
+        if declared.isdisjoint(map(canonicalize_name, brought_by.get(name, [name])))
+    }
+    assert not missing
 
 
 def test_the_citation_names_this_version_and_the_paper():
