@@ -23,6 +23,7 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.diagnostic import lilliefors as _lilliefors
 from statsmodels.stats.meta_analysis import effectsize_smd
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
 from igkd.errors import InputError
 
@@ -86,6 +87,19 @@ class Comparison:
             f"{self.statistic:.2f}, p = {self.p:.2g}, g = {self.hedges_g:.2f}, "
             f"n = {self.n} and {self.n_reference}"
         )
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Two one-sided tests: small ``p`` means that the true difference lies inside +-``margin``."""
+
+    difference: float
+    low: float
+    high: float
+    margin: float
+    alpha: float
+    p: float
+    equivalent: bool
 
 
 def _runs(values: Iterable[float], name: str = "runs", least: int = 2) -> np.ndarray:
@@ -209,6 +223,25 @@ def sign_flip(a: Iterable[float], b: Iterable[float], rng: np.random.Generator, 
     return TestResult("sign flip", float(result.statistic), None, float(result.pvalue), (a.size, b.size))
 
 
+def mann_whitney(a: Iterable[float], b: Iterable[float]) -> TestResult:
+    """Does a run of one arm tend to exceed a run of the other? A rank test, free of normality.
+
+    Parameters
+    ----------
+    a, b : (n,) and (m,) array_like
+        One value per run, at least two each.
+
+    Notes
+    -----
+    Assumes independent runs. Exact for small samples without ties, else the normal approximation with
+    tie correction. Two-sided. Source: Mann and Whitney, Ann. Math. Stat. 18 (1947) 50;
+    ``scipy.stats.mannwhitneyu``.
+    """
+    a, b = _two(a, b)
+    result = stats.mannwhitneyu(a, b, alternative="two-sided")
+    return TestResult("Mann-Whitney", float(result.statistic), None, float(result.pvalue), (a.size, b.size))
+
+
 def brown_forsythe(*samples: Iterable[float]) -> TestResult:
     """Do two or more arms vary equally from run to run?
 
@@ -304,6 +337,57 @@ def _peaks(array: np.ndarray, bandwidth: float) -> int:
 
 
 # -- size of a difference --------------------------------------------------------------------------
+
+
+def bootstrap_difference(
+    a: Iterable[float],
+    b: Iterable[float],
+    rng: np.random.Generator,
+    *,
+    paired: bool = False,
+    confidence: float = 0.95,
+    n_resamples: int = 9999,
+) -> Interval:
+    """How large is mean(a) - mean(b), without assuming normal runs?
+
+    Parameters
+    ----------
+    a, b : (n,) and (m,) array_like
+        One value per run, at least two each; in the same order of seeds if `paired`.
+    rng : numpy.random.Generator
+        Source of the resamples: the same generator state gives the same interval.
+    paired : bool
+        Resample pairs instead of each arm by itself.
+    confidence : float
+        Coverage aimed at.
+    n_resamples : int
+        Number of resamples.
+
+    Notes
+    -----
+    Bias-corrected and accelerated. With about ten runs bootstrap intervals come out somewhat narrow;
+    compare with the t interval of :func:`compare`. Source: Efron, J. Am. Stat. Assoc. 82 (1987) 171;
+    ``scipy.stats.bootstrap``.
+    """
+    a, b = _two(a, b, paired)
+    _fraction(confidence, "confidence")
+    _varies(*((a - b,) if paired else (a, b)))
+
+    def difference(x, y, axis):
+        return x.mean(axis=axis) - y.mean(axis=axis)
+
+    result = stats.bootstrap(
+        (a, b),
+        difference,
+        paired=paired,
+        vectorized=True,
+        method="BCa",
+        confidence_level=confidence,
+        n_resamples=n_resamples,
+        rng=rng,
+    )
+    low, high = result.confidence_interval
+    return Interval(float(a.mean() - b.mean()), float(low), float(high), confidence, "bootstrap BCa")
 
 
 def hedges_g(a: Iterable[float], b: Iterable[float], confidence: float = 0.95) -> Interval:
@@ -630,6 +714,42 @@ def holm(p_values: Mapping[str, float] | Iterable[float]) -> pd.Series:
     if len(series) == 1:  # nothing to correct, and `multipletests` ends in a collection of all garbage
         return series.rename("p_holm")
     return pd.Series(multipletests(series.to_numpy(), method="holm")[1], index=series.index, name="p_holm")
+
+
+def equivalence(
+    a: Iterable[float], b: Iterable[float], margin: float, *, paired: bool, alpha: float = 0.05
+) -> Equivalence:
+    """Are two arms so close that the difference does not matter?
+
+    "Not significant" does not show equality; this does.
+
+    Parameters
+    ----------
+    a, b : (n,) and (m,) array_like
+        One value per run, at least two each; in the same order of seeds if `paired`.
+    margin : float
+        The largest difference that would not matter, in the unit of the data; choose it beforehand.
+    paired : bool
+        Whether run i of both arms shares its seed.
+    alpha : float
+        Level; ``low`` and ``high`` bound the difference with confidence ``1 - 2 * alpha``.
+
+    Notes
+    -----
+    Two one-sided t-tests (Welch's if not paired). Source: Schuirmann, J. Pharmacokinet. Biopharm. 15
+    (1987) 657; ``statsmodels.stats.weightstats.ttost_ind`` and ``ttost_paired``.
+    """
+    a, b = _two(a, b, paired)
+    if margin <= 0:
+        raise InputError(f"margin is {margin}; give a positive difference that would not matter")
+    if not 0 < alpha < 0.5:
+        raise InputError(f"alpha is {alpha}; give a number between 0 and 0.5")
+    interval = compare(a, b, paired=paired, confidence=1 - 2 * alpha)
+    if paired:
+        p = ttost_paired(a, b, -margin, margin)[0]
+    else:
+        p = ttost_ind(a, b, -margin, margin, usevar="unequal")[0]
+    return Equivalence(interval.difference, interval.low, interval.high, margin, alpha, float(p), bool(p < alpha))
 
 
 # -- planning --------------------------------------------------------------------------------------
