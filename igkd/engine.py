@@ -102,6 +102,8 @@ class Study:
         #: Where missing runs are trained: on this machine, unless `igkd.cluster` puts itself in its place.
         self.train_all: TrainAll = self._train_here
         self._teachers: dict[str, Teacher] = {}
+        #: Fingerprint of the images before the profile takes some of them.
+        self._source: str | None = None
         self._per_image: dict[Architecture, int] = {}
 
     @cached_property
@@ -111,6 +113,7 @@ class Study:
             images = load_images(self.profile.dataset, self.data)
         except MissingImages as missing:
             return self._recorded_images(missing)
+        self._source = images.fingerprint
         return images if self.profile.take is None else images.take(*self.profile.take)
 
     @property
@@ -230,8 +233,11 @@ class Study:
                     if record
                     else f"there is no teacher {key}; run the teacher's notebook first"
                 )
-            metadata = weights_metadata(path)
-            self._teachers[key] = Teacher(load_weights(path, self.images.num_classes), float(metadata["accuracy"]))
+            model, metadata = load_weights(path, self.images.num_classes), weights_metadata(path)
+            if "accuracy" not in metadata:
+                raise InputError(f"{path} does not say how accurate it is; train it again, or get it from the repository")
+            sources = self.images.fingerprint, self._source
+            self._teachers[key] = Teacher.of_run(model, metadata, self.store.find(key), sources)
         return self._teachers[key]
 
     def teacher_record(self) -> Record:
@@ -248,7 +254,7 @@ class Study:
 
     def ig_maps(self, n_steps: int | None = None, baseline: str = "mean"):
         """IG maps (N, H, W) of all training images."""
-        spec = SignalSpec(self.plan.teacher_key, n_steps=n_steps or self.profile.n_steps, baseline=baseline)
+        spec = SignalSpec(self.plan.teacher_key, n_steps=self.profile.n_steps if n_steps is None else n_steps, baseline=baseline)
         return attribution_maps(
             self.images,
             self.teacher(),
