@@ -21,7 +21,6 @@ from igkd.engine import Study
 from igkd.errors import InputError
 from igkd.models import pack_weights
 from igkd.notebooks import Notebook, check_parameters, execute, publish, with_outputs
-from igkd.progress import duration, remaining
 from igkd.runs import Record, write_atomically
 from igkd.signals import needed
 from small import small_images, small_teacher
@@ -424,9 +423,5 @@ def test_check_reports_every_finding(repository):
     assert "fix: " in done.stdout.splitlines()[-1]
 
 
-def test_time_left():
-    assert remaining(100.0, 4, 160.0, done=7, total=10) == pytest.approx(60)
-    assert remaining(100.0, 4, 160.0, done=4, total=10) is None
-    assert remaining(100.0, 4, 160.0, done=10, total=10) is None
-    assert [duration(x) for x in (0, 59.4, 59.6, 187, 7500)] == ["0 s", "59 s", "1:00 min", "3:07 min", "2:05 h"]
+def test_durations_of_a_budget():
     assert [RUN_ALL["seconds"](text) for text in ("90s", "9m", "1.5h")] == [90, 540, 5400]
