@@ -158,8 +158,8 @@ def check_disk(folder: Path = REPOSITORY, minimum: float = MINIMUM_DISK) -> Find
             "disk",
             False,
             detail,
-            f"free {minimum / 1e9:.0f} GB; build/signals/ can be deleted, it is computed again when it is needed (the rest "
-            "of build/ holds weights, unfinished trainings and records, which would have to be trained again)",
+            f"free {minimum / 1e9:.0f} GB; build/signals/ can be deleted, it is computed again when it is needed (the "
+            "rest of build/ holds weights, unfinished trainings and records, which would have to be trained again)",
         )
     return Finding("disk", True, detail)
 

@@ -308,7 +308,7 @@ def load_images(name: str, data: str | Path | None = None, download: bool = Fals
         raise InputError(f"there is no image set {name!r}; choose digits or cifar10")
     given = data or os.environ.get("IGKD_DATA")
     download = download or given == DOWNLOAD
-    # Not Path.expanduser, which fails for a user that is not known; this leaves the name as it is, and nothing is there.
+    # Not Path.expanduser, which fails for a user that is not known; this leaves the name, and nothing is there.
     path = OFFICIAL_FOLDER if given in (None, "", DOWNLOAD) else Path(os.path.expanduser(given))
     try:
         if download or (path / "cifar-10-batches-py").is_dir():
@@ -393,7 +393,7 @@ def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
             loaded = {name: np.asarray(arrays[name]) for name in names}
     except InputError:
         raise
-    # What NumPy and zipfile raise depends on what is wrong: damage, encryption, compression, more than fits into memory.
+    # What NumPy and zipfile raise depends on what is wrong: damage, encryption, compression, no room in memory.
     except Exception as error:
         raise InputError(
             f"{path} cannot be read: {_line(error)}; write it with numpy.savez, without object arrays"

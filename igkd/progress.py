@@ -43,7 +43,7 @@ class Status:
         """From now on show the progress of something else."""
         with self._lock:
             self.file.unlink(missing_ok=True)
-            self._heading, self._first, self._shown, self._unit, self._training = heading, None, None, None, None
+            self._heading, self._shown, self._first, self._unit, self._training = heading, {}, None, None, None
             self._started = self._printed = time.monotonic()
 
     def say(self, line: str) -> None:

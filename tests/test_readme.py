@@ -1,6 +1,6 @@
 """README.md and docs/: what is generated is up to date, and every command in it works.
 
-A command that would take minutes is not run as it stands; `test_every_command_works` says which, and what is run instead.
+A command that would take minutes is not run as it stands; above `test_every_command_works` is what is run instead.
 """
 
 import re

@@ -196,10 +196,11 @@ def test_a_copy_that_cannot_be_written_fails_alone(tmp_path):
     assert (done.returncode, done.stderr) == (1, "")
     lines = done.stdout.splitlines()
     said = {line.split(":")[0]: line for line in lines if " in " in line and line[0].isdigit()}
-    assert said["01_large"].split(": ", 1)[1].startswith("failed") and "File too large" in said["01_large"]
+    assert said["01_large"].startswith("01_large: failed") and "File too large" in said["01_large"]
     assert "02_blocked.ipynb" in said["02_blocked"] and "IsADirectoryError" in said["02_blocked"]
     table = [line.split() for line in lines[lines.index("") + 1 :]]
-    assert [(row[0], row[-1]) for row in table[1:4]] == [("00_start", "ok"), ("01_large", "failed"), ("02_blocked", "failed")]
+    statuses = [(row[0], row[-1]) for row in table[1:4]]
+    assert statuses == [("00_start", "ok"), ("01_large", "failed"), ("02_blocked", "failed")]
     assert any(line.startswith("claims, ") for line in lines)
 
     # What is left of the second is not published, and the first keeps what it has.
@@ -211,7 +212,7 @@ def test_a_copy_that_cannot_be_written_fails_alone(tmp_path):
     shutil.rmtree(tmp_path / "build" / "demo" / "figures")
     done = run_all(tmp_path, "--publish", "--only", "00")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "run_all.py: there are no figures of the demo profile in build/; execute the notebooks first\n"
+    assert done.stderr.startswith("run_all.py: there are no figures of the demo profile in build/; execute")
 
 
 def test_what_cannot_be_written_at_the_end_is_a_line_after_the_table(tmp_path):
@@ -342,7 +343,8 @@ def test_without_its_packages_it_names_the_way_into_the_environment(repository, 
 def test_check_without_packages_goes_through_all_the_same(repository, bare):
     done = subprocess.run([bare, repository / "run_all.py", "--check"], capture_output=True, text=True, cwd=repository)
     assert (done.returncode, done.stderr) == (1, "")
-    assert [line.split()[0] for line in done.stdout.splitlines() if line[0] != " "] == ["ok"] + ["PROBLEM"] * 4 + ["ok", "PROBLEM"]
+    found = [line.split()[0] for line in done.stdout.splitlines() if line[0] != " "]
+    assert found == ["ok", *["PROBLEM"] * 4, "ok", "PROBLEM"]  # Python and the disk are as they should be
 
 
 def test_check_of_an_older_python_says_so_and_no_more(repository):
