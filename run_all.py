@@ -17,7 +17,7 @@ import time
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from igkd.__main__ import OneLineParser
+from igkd.__main__ import OneLineParser, exit_code
 from igkd.errors import InputError, TrainingError
 from igkd.notebooks import Execution, Notebook, check_parameters, execute_all, find_notebooks, publish
 from igkd.progress import Status, duration
@@ -30,35 +30,26 @@ LATENCY_NOTEBOOK = "07"
 def main() -> int:
     """Run the command line."""
     options = parse_arguments()
-    try:
-        notebooks = select(find_notebooks(NOTEBOOKS), options.only, options.start)
-        if options.list:
-            return list_notebooks(notebooks)
-        # Notebooks and the default place of the data are relative to the repository.
-        for name in {"IGKD_DATA", "IGKD_IMAGENET"} & set(os.environ):
-            os.environ[name] = absolute(os.environ[name])
-        options.data = absolute(options.data)
-        os.chdir(REPOSITORY)
-        if options.check:
-            return show_check(options)
-        if options.publish:
-            return publish_notebooks(notebooks, options.profile)
-        if options.verify_figures:
-            return show_figures_check()
-        return with_study(notebooks, options)
-    except InputError as error:
-        print(f"run_all.py: {error}", file=sys.stderr)
-        return 2
-    except TrainingError as error:
-        print(f"run_all.py: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # Whoever read our output (head, a pager) has closed it; keep Python from flushing into it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped before anything was trained; the same command starts again", file=sys.stderr)
-        return 130
+    return exit_code("run_all.py", lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what the command line asks for."""
+    notebooks = select(find_notebooks(NOTEBOOKS), options.only, options.start)
+    if options.list:
+        return list_notebooks(notebooks)
+    # Notebooks and the default place of the data are relative to the repository.
+    for name in {"IGKD_DATA", "IGKD_IMAGENET"} & set(os.environ):
+        os.environ[name] = absolute(os.environ[name])
+    options.data = absolute(options.data)
+    os.chdir(REPOSITORY)
+    if options.check:
+        return show_check(options)
+    if options.publish:
+        return publish_notebooks(notebooks, options.profile)
+    if options.verify_figures:
+        return show_figures_check()
+    return with_study(notebooks, options)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -148,28 +139,29 @@ def seconds(text: str) -> float:
 
 def absolute(data: str) -> str:
     """A path that means the same in every folder; no data and the word ``download`` stay as they are."""
-    return data if data in ("", "download") else str(Path(data).expanduser().resolve())
+    # Not by pathlib, which refuses a user that is not known and links that go round; whoever reads it says so better.
+    return data if data in ("", "download") else os.path.realpath(os.path.expanduser(data))
 
 
 def select(notebooks: list[Notebook], only: list[str] | None, start: str | None) -> list[Notebook]:
     """The notebooks that were asked for, in their order."""
     if not notebooks:
         raise InputError(f"there are no notebooks NN_topic.ipynb in {NOTEBOOKS}; get them from the repository")
-    numbers = {notebook.number for notebook in notebooks}
-    only, start = (None if only is None else [as_number(text) for text in only]), start and as_number(start)
-    for number in [*(only or ()), *([start] if start else ())]:
-        if number not in numbers:
-            raise InputError(f"there is no notebook {number}; there are {', '.join(sorted(numbers))}")
-    chosen = numbers if only is None else set(only)
-    selected = [each for each in notebooks if each.number in chosen and (not start or each.number >= start)]
+    chosen = notebooks if only is None else [named(notebooks, text) for text in only]
+    first = notebooks[0] if start is None else named(notebooks, start)
+    selected = [each for each in notebooks if each in chosen and each.number >= first.number]
     if not selected:
         raise InputError(f"no notebook of {', '.join(only)} comes from {start} on; leave out --from or --only")
     return selected
 
 
-def as_number(text: str) -> str:
-    """The two digits of a notebook, of which its whole name or one digit may have been given."""
-    return text.split("_")[0].zfill(2)
+def named(notebooks: list[Notebook], text: str) -> Notebook:
+    """The notebook of which the number, with one digit or two, or the whole name was given."""
+    for each in notebooks:
+        if text in (each.name, each.path.name) or (text and text.zfill(2) == each.number):
+            return each
+    numbers = ", ".join(each.number for each in notebooks)
+    raise InputError(f"there is no notebook {shlex.quote(text)}; there are {numbers}")
 
 
 def list_notebooks(notebooks: list[Notebook]) -> int:
@@ -224,6 +216,8 @@ def show_checks(checks) -> int:
 def publish_notebooks(notebooks: list[Notebook], profile: str) -> int:
     """Give the notebooks the outputs of their executed copies; copy the figures and the measured times."""
     build = REPOSITORY / "build" / profile
+    if not (build / "figures").is_dir():
+        raise InputError(f"there are no figures of the {profile} profile in build/; execute the notebooks first")
     for notebook in notebooks:
         publish(notebook, build / "notebooks" / notebook.path.name, profile)
         print(f"{notebook.name}: has the outputs of the {profile} profile")
@@ -390,13 +384,15 @@ def run_notebooks(
     trained: dict[Notebook, int] = {}
     at_once, failed = 1, False
     try:
+        if not study.has_images:
+            at_once = study.jobs  # nothing is trained; a notebook that needs a run that is not recorded says so
         # Notebooks with changed parameters may need other runs than the profile's; each then trains its own.
-        if not options.parameters:
+        elif not options.parameters:
             status.begin("training")
             try:
                 study.complete(numbers)
                 at_once = study.jobs
-            except TrainingError as error:
+            except (TrainingError, OSError) as error:
                 status.say(f"run_all.py: {error}")
                 failed = True
         new = study.store.keys() - before

@@ -4,7 +4,6 @@ import importlib.metadata
 import shutil
 import sys
 import tempfile
-import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +45,10 @@ def check(profile: str = "demo", data: str | None = None, device: str = "auto") 
         "disk": check_disk,
         "data": lambda: check_data(profile, data),
     }
-    yield check_python()
+    python = check_python()
+    yield python
+    if not python.ok:
+        return  # what an older one lacks says nothing about the rest
     for name, one in checks.items():
         try:
             yield one()
@@ -66,6 +68,8 @@ def check_python() -> Finding:
 
 def check_packages(pyproject: Path = REPOSITORY / "pyproject.toml") -> Finding:
     """Every package that pyproject.toml asks for is here in a version that it allows."""
+    import tomllib  # here, because Python 3.10, which check_python is to refuse, has none
+
     from packaging.requirements import Requirement
 
     project = tomllib.loads(pyproject.read_text())["project"]
@@ -119,10 +123,11 @@ def check_kernel() -> Finding:
         ]
         nbformat.write(new_notebook(cells=cells), path)
         execution = execute(Notebook(path), output, {}, Path(folder))
-        log = output.with_suffix(".log").read_text(errors="replace").strip()
+        log = output.with_suffix(".log")
         if execution.error:
+            said = " ".join(log.read_text(errors="replace").split())[-200:] if log.exists() else ""
             return Finding(
-                "kernel", False, f"{execution.error} {log[-200:]}".strip(), f"{_INSTALL}; it brings ipykernel"
+                "kernel", False, f"{execution.error} {said}".strip(), f"{_INSTALL}; it brings ipykernel"
             )
         used = nbformat.read(output, as_version=4).cells[-1].outputs[0].text.strip()
     if used != sys.executable:
@@ -149,7 +154,13 @@ def check_disk(folder: Path = REPOSITORY, minimum: float = MINIMUM_DISK) -> Find
     except OSError as error:
         return Finding("disk", False, f"{folder} cannot be written to: {error.strerror}", "work in a copy of your own")
     if free < minimum:
-        return Finding("disk", False, detail, f"free {minimum / 1e9:.0f} GB; everything under build/ can be deleted")
+        return Finding(
+            "disk",
+            False,
+            detail,
+            f"free {minimum / 1e9:.0f} GB; build/signals/ can be deleted, it is computed again when it is needed (the "
+            "rest of build/ holds weights, unfinished trainings and records, which would have to be trained again)",
+        )
     return Finding("disk", True, detail)
 
 

@@ -7,7 +7,6 @@ are the official files, or the reader's own images in a folder or an ``.npz`` fi
 import hashlib
 import os
 import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from http.client import HTTPException
@@ -309,16 +308,20 @@ def load_images(name: str, data: str | Path | None = None, download: bool = Fals
         raise InputError(f"there is no image set {name!r}; choose digits or cifar10")
     given = data or os.environ.get("IGKD_DATA")
     download = download or given == DOWNLOAD
-    path = OFFICIAL_FOLDER if given in (None, "", DOWNLOAD) else Path(given).expanduser()
-    if download or (path / "cifar-10-batches-py").is_dir():
-        return _official(path, download)
-    if path == OFFICIAL_FOLDER and not given:
-        raise MissingImages(f"no CIFAR-10 here; {_WAYS}")
-    if (path / "train").is_dir():
-        return _from_folder(path)
-    if path.suffix == ".npz" and path.is_file():
-        return _from_npz(path)
-    raise InputError(f"{path} is {'not one of the forms known' if path.exists() else 'not there'}; {_WAYS}")
+    # Not Path.expanduser, which fails for a user that is not known; this leaves the name, and nothing is there.
+    path = OFFICIAL_FOLDER if given in (None, "", DOWNLOAD) else Path(os.path.expanduser(given))
+    try:
+        if download or (path / "cifar-10-batches-py").is_dir():
+            return _official(path, download)
+        if path == OFFICIAL_FOLDER and not given:
+            raise MissingImages(f"no CIFAR-10 here; {_WAYS}")
+        if (path / "train").is_dir():
+            return _from_folder(path)
+        if path.suffix == ".npz" and path.is_file():
+            return _from_npz(path)
+        raise InputError(f"{path} is {'not one of the forms known' if path.exists() else 'not there'}; {_WAYS}")
+    except OSError as error:  # a folder without permission, a name that is too long
+        raise InputError(f"{path} cannot be read: {_line(error)}; mend its permissions, or give other data") from error
 
 
 def _official(folder: Path, download: bool) -> ImageSet:
@@ -390,7 +393,8 @@ def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
             loaded = {name: np.asarray(arrays[name]) for name in names}
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    # What NumPy and zipfile raise depends on what is wrong: damage, encryption, compression, no room in memory.
+    except Exception as error:
         raise InputError(
             f"{path} cannot be read: {_line(error)}; write it with numpy.savez, without object arrays"
         ) from error

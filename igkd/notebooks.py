@@ -167,12 +167,12 @@ def execute(
     from igkd.kernels import kernel_manager
 
     output = Path(output).resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.unlink(missing_ok=True)
-    started, error = time.monotonic(), None
     log = output.with_suffix(".log")
-    log.unlink(missing_ok=True)
+    started, error, figures = time.monotonic(), None, 0
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.unlink(missing_ok=True)
+        log.unlink(missing_ok=True)
         papermill.execute_notebook(
             _literal(notebook.path.resolve()),
             _literal(output),
@@ -188,17 +188,20 @@ def execute(
         error = f"{failure.ename}: {([''] + failure.evalue.strip().splitlines())[-1]}"
     except (DeadKernelError, CellControlSignal, RuntimeError) as failure:
         error = f"{type(failure).__name__}: {failure}; see {log.name}"
+    except OSError as failure:  # the copy is written after each cell, and the disk may be full
+        error = f"{type(failure).__name__}: {failure}"
     finally:
         if kernels is not None:
             kernels.clear()  # the number of a process that has ended may become another's
-    figures = 0
-    if output.exists():
+    try:
         copy = nbformat.read(output, as_version=4)
         if not with_images:
             _keep_skipped(nbformat.read(notebook.path, as_version=4), copy, parameters.get("profile"))
             nbformat.write(copy, output)
         cells = copy.cells
         figures = sum("image/png" in shown.get("data", ()) for cell in cells for shown in cell.get("outputs", ()))
+    except (OSError, ValueError) as failure:  # it is not there, or only half of it
+        error = error or f"{type(failure).__name__}: {failure}"
     return Execution(time.monotonic() - started, figures, error)
 
 
@@ -312,6 +315,10 @@ def publish(notebook: Notebook, executed: Path, profile: str) -> None:
         result = with_outputs(nbformat.read(notebook.path, as_version=4), nbformat.read(executed, as_version=4))
     except InputError as error:
         raise InputError(f"{notebook.path.name} is not published: {error}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{notebook.path.name} is not published: its copy {executed} is damaged; execute it again"
+        ) from error
     result.metadata["profile"] = profile
     part = notebook.path.with_suffix(".part")
     nbformat.write(result, part)

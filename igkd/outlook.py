@@ -124,12 +124,17 @@ def _shape(run: Run) -> tuple[int, float]:
 
 def measure_speed(study: Study, runs: list[Run]) -> tuple[Speed, str]:
     """How fast this machine trains: from its own records, or else from a few steps of one of `runs`."""
-    here = {name: study.compute.describe()[name] for name in ("name", "device")}
+    here = study.compute.describe()
     totals = defaultdict(lambda: [0.0, 0.0])
     count = 0
     for record in study.store.records():
+        # One name stands for processors of several generations, of which old records say nothing.
+        alike = ["name", "device", "generation"]
+        if here["device"] == "cpu" and trains_alone(record.run):
+            alike.append("threads")  # the others have one, however many there are
         machine = record.provenance.get("machine", {})
-        if record.run.data == study.fingerprint and here == {name: machine.get(name) for name in here}:
+        same = all(machine.get(name) == here.get(name) for name in alike)
+        if record.run.data == study.fingerprint and same:
             total = totals[_shape(record.run)]
             total[0] += record.provenance["seconds"]
             total[1] += study.work(record.run)

@@ -1,6 +1,7 @@
 """What a long command shows while it works: one live line on a terminal, now and then a line in a log."""
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -9,6 +10,8 @@ from typing import TextIO
 
 SECONDS_BETWEEN_LINES = 30
 SECONDS_BETWEEN_LOOKS = 0.5
+#: What is being done, where it is a training that tells its epochs.
+_EPOCH = re.compile(r"(.+): epoch (\d+)/(\d+)\b")
 
 
 class Status:
@@ -40,7 +43,7 @@ class Status:
         """From now on show the progress of something else."""
         with self._lock:
             self.file.unlink(missing_ok=True)
-            self._heading, self._first, self._shown, self._unit = heading, None, None, None
+            self._heading, self._shown, self._first, self._unit, self._training = heading, {}, None, None, None
             self._started = self._printed = time.monotonic()
 
     def say(self, line: str) -> None:
@@ -74,14 +77,26 @@ class Status:
             parts.insert(1, f"{state['done']} of {state['total']} {state['unit']}")
             left = remaining(*self._first, now, state["done"], state["total"])
             parts.append("" if left is None else f"about {duration(left)} left")
-            parts.append(state["doing"])
+            left = self._left_of_training(now, state["doing"])
+            parts.append("" if left is None else f"about {duration(left)} left of this run")
+            parts.append(state["doing"])  # last, because a narrow terminal cuts it off
         line = "  ".join(filter(None, parts))
         if self.live:
             self.stream.write("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1])
             self.stream.flush()
-        elif now - self._printed >= SECONDS_BETWEEN_LINES and state.get("done") != self._shown:
+        elif now - self._printed >= SECONDS_BETWEEN_LINES and state != self._shown:
             print(line, file=self.stream, flush=True)
-            self._printed, self._shown = now, state.get("done")
+            self._printed, self._shown = now, state
+
+    def _left_of_training(self, now: float, doing: str) -> float | None:
+        """Seconds left of a training that tells its epochs, from the second on that was seen of it."""
+        found = _EPOCH.match(doing)
+        if not found:
+            return None
+        name, epoch, epochs = found[1], int(found[2]), int(found[3])
+        if self._training is None or self._training[0] != name:
+            self._training = name, now, epoch
+        return remaining(*self._training[1:], now, epoch, epochs)
 
 
 def remaining(since: float, done_then: int, now: float, done: int, total: int) -> float | None:

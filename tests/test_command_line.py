@@ -2,8 +2,10 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +177,57 @@ def test_readme_says_in_a_line_what_is_damaged(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "README.md").read_text() == text
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        ["-m", "igkd", "evaluate", "--weights", "weights/teacher-cifar10.safetensors", "--data"],
+        ["run_all.py", "--list"],
+    ],
+    ids=["igkd", "run_all.py"],
+)
+def test_a_reader_that_has_gone_is_no_error(many, program):
+    arguments = [*program, str(many[0])] if "--data" in program else program
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONUNBUFFERED": ""},  # so that what is printed last is written when Python ends
+    )
+    process.stdout.close()  # as head does
+    assert (process.stderr.read(), process.wait()) == ("", 1)
+
+
+def test_ctrl_c_is_one_line():
+    code = (
+        "import sys, time; from igkd.__main__ import exit_code\n"
+        "def work(): print('works', flush=True); time.sleep(600)\n"
+        "sys.exit(exit_code('igkd', work))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        # A shell's background jobs ignore the signal, and so would what these tests start there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout.readline() == "works\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "\nstopped; the same command starts again\n"
+    assert process.returncode == 130
+
+
+def test_without_its_packages_it_names_the_way_into_the_environment(tmp_path):
+    venv.create(tmp_path, symlinks=True)
+    command = [tmp_path / "bin" / "python", "-m", "igkd", "evaluate", "--weights", "x", "--data", "y"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"igkd: torch is missing in {command[0]}; run make, then source .venv/bin/activate\n"
+
+
 def test_as_a_program(problem):
     folder, data, *_ = problem
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
@@ -189,6 +242,8 @@ def test_as_a_program(problem):
         ["cut", "--data", str(data), "--npz", str(folder / "cut.npz")],  # which has no 40,000 images
         ["evaluate", "--weights", str(data), "--data", str(data)],
         ["evaluate", "--weights", "x.pt"],
+        ["evaluate", "--weight", "x.pt", "--data", str(data)],  # an option is given by its whole name
+        ["evaluate", "--weights", "x.pt", "--data", "~nobody-here/x.npz"],
     ):
         done = subprocess.run(
             [sys.executable, "-m", "igkd", *arguments], capture_output=True, text=True, env=environment, cwd=folder

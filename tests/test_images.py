@@ -315,6 +315,41 @@ def test_npz_without_some_arrays(tmp_path):
     assert "lacks train_labels, test_images, test_labels;" in refusal(tmp_path / "part.npz")
 
 
+@pytest.mark.parametrize(
+    ("flag", "field", "message"),
+    [(1, 6, "is encrypted, password required"), (99, 8, "compression method is not supported")],  # 99 is none
+)
+def test_npz_that_zipfile_does_not_read(tmp_path, flag, field, message):
+    path = tmp_path / "images.npz"
+    np.savez(path, **random_arrays())
+    content = bytearray(path.read_bytes())
+    for signature, shift in ((b"PK\3\4", 0), (b"PK\1\2", 2)):  # before each array, and in the table at the end
+        at = content.find(signature)
+        while at >= 0:
+            content[at + shift + field] = flag
+            at = content.find(signature, at + 4)
+    path.write_bytes(content)
+    assert message in refusal(path)
+
+
+def test_an_array_that_does_not_fit_into_memory(tmp_path):
+    path = tmp_path / "images.npz"
+    np.savez(path, **random_arrays())
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**50, 8, 8, 3)})
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "large.npz", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, header.getvalue() if name == "train_images.npy" else old.read(name))
+    assert "large.npz cannot be read: " in refusal(tmp_path / "large.npz")
+
+
+def test_names_that_the_system_does_not_take(tmp_path):
+    assert "File name too long" in refusal(tmp_path / ("x" * 300))
+    assert refusal("~nobody-here/images.npz").startswith("~nobody-here/images.npz is not there")
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    assert "is not there" in refusal(tmp_path / "round")
+
+
 def test_npz_that_is_cut_short_or_another_file(tmp_path):
     np.savez(tmp_path / "whole.npz", **ARRAYS)
     content = (tmp_path / "whole.npz").read_bytes()

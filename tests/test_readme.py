@@ -1,4 +1,7 @@
-"""README.md and docs/: what is generated is up to date, and every command in it works."""
+"""README.md and docs/: what is generated is up to date, and every command in it works.
+
+A command that would take minutes is not run as it stands; above `test_every_command_works` is what is run instead.
+"""
 
 import re
 import shlex
@@ -80,27 +83,36 @@ def as_if_trained(key, folder):
     return run.key
 
 
+# As they stand: --list, --plan, --check, --verify-figures and evaluate. The others train or install, for minutes each,
+# and are run as far as that is cheap:
+# - make reproduce, make test: make -n names what they would do, and tests/test_setup.py compares what they install;
+# - cut: not at all, because CIFAR-10's official files are not here; tests/test_command_line.py cuts others;
+# - export: of a teacher's record that is made to fit the images here;
+# - --budget 9m: with no time, so that it starts no run;
+# - --verify: --plan, because of these images nothing is recorded; tests/test_verify.py trains recorded runs again;
+# - --runs-only: --plan, too; tests/test_run_all.py trains so until Ctrl-C;
+# - --only 02 and a whole profile: --list and --plan; tests/test_notebooks.py executes all notebooks of the demo.
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_works(command, checkout):
     words = shlex.split(command)
     if words[0] == "make":
-        words.insert(1, "-n")  # it would install into .venv and run these tests
+        words.insert(1, "-n")
     else:
         assert words[0] == "python"
         words[0] = sys.executable
     if "cut" in words:
-        pytest.skip("the official files are not here; tests/test_command_line.py cuts others")
+        pytest.skip("the official files are not here")
     if "export" in words:
         at = words.index("--run") + 1
         words[at] = as_if_trained(words[at], checkout)
     if "9m" in words:
-        words[words.index("9m")] = "0s"  # the run takes as long as it is given
-    elif "--verify" in words:  # of these images nothing is recorded; test_verify.py trains again what is
+        words[words.index("9m")] = "0s"
+    elif "--verify" in words:
         words[words.index("--verify") :] = ["--plan"]
     elif "--runs-only" in words:
         words[words.index("--runs-only")] = "--plan"
     elif "run_all.py" in words and not {"--list", "--plan", "--check", "--verify-figures"} & set(words):
-        words.append("--list" if "--only" in words else "--plan")  # test_notebooks.py executes the notebooks
+        words.append("--list" if "--only" in words else "--plan")
     done = subprocess.run(words, cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     if "evaluate" in words:

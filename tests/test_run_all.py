@@ -2,28 +2,33 @@
 
 import json
 import os
+import re
+import resource
 import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import venv
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from igkd import doctor, outlook
+from igkd.device import pick_compute
 from igkd.engine import Study
 from igkd.errors import InputError
 from igkd.models import pack_weights
 from igkd.notebooks import Notebook, check_parameters, execute, publish, with_outputs
-from igkd.progress import duration, remaining
 from igkd.runs import Record, write_atomically
 from igkd.signals import needed
+from igkd.training import trains_alone
 from small import small_images, small_teacher
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -80,13 +85,14 @@ def environment(root):
     return without | {"JUPYTER_PATH": str(root / "jupyter")}
 
 
-def run_all(root, *arguments):
+def run_all(root, *arguments, **options):
     return subprocess.run(
         [sys.executable, root / "run_all.py", *arguments],
         capture_output=True,
         text=True,
         cwd=root.parent,
         env=environment(root),
+        **options,
     )
 
 
@@ -129,6 +135,11 @@ def test_executes_and_goes_on_after_a_failure(repository):
         (["--address", "head:6379"], "--address goes with --engine ray"),
         (["--plan", "--engine", "ray"], "--engine ray goes with training"),
         (["--nothing"], "unrecognized arguments: --nothing"),
+        (["--runs-only", "--forc"], "unrecognized arguments: --forc"),  # of which --force would delete records
+        (["--only", ""], "there is no notebook ''; there are 00, 01, 02, 03"),
+        (["--from", ""], "there is no notebook ''; there are 00, 01, 02, 03"),
+        (["--only", "00_broken"], "there is no notebook 00_broken; there are 00, 01, 02, 03"),
+        (["--profile", "laptop", "--plan", "--data", "~nobody-here/x.npz"], "~nobody-here/x.npz is not there; (1) "),
     ],
 )
 def test_bad_usage_is_one_line_before_anything_runs(repository, arguments, message):
@@ -141,17 +152,27 @@ def test_bad_usage_is_one_line_before_anything_runs(repository, arguments, messa
     assert (marker.stat().st_mtime_ns if marker.exists() else None) == before
 
 
+def test_a_notebook_has_one_digit_two_digits_or_a_name(repository):
+    done = run_all(repository, "--list", "--only", "2", "01", "00_start", "03_long.ipynb", "--from", "1")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["01_broken", "02_trains", "03_long"]
+
+
 def test_input_that_the_study_refuses(repository):
     done = run_all(repository, "--profile", "huge")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "run_all.py: no profile 'huge'; choose one of: demo, laptop, paper\n"
 
 
+def small_repository(root):
+    """A repository with one notebook that trains nothing itself, and its study."""
+    shutil.copytree(REPOSITORY / "igkd", root / "igkd", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "run_all.py", root)
+    write_notebook(root / "notebooks" / "00_start.ipynb", "Start here", "print('started')")
+    return Study("demo", root=root, device="cpu", log=lambda line: None)
+
+
 def test_a_training_that_fails_while_records_are_verified_is_one_line(tmp_path):
-    shutil.copytree(REPOSITORY / "igkd", tmp_path / "igkd", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPOSITORY / "run_all.py", tmp_path)
-    write_notebook(tmp_path / "notebooks" / "00_start.ipynb", "Start here")
-    study = Study("demo", root=tmp_path, device="cpu", log=lambda line: None)
+    study = small_repository(tmp_path)
     item = next(item for item in study.planned() if item.run.signals)
     study.store.add(Record(item.run, {"accuracy": 0.9}, {}), item.experiment)
     damaged = study.store.checkpoint_path(item.run.signals.teacher)
@@ -163,6 +184,95 @@ def test_a_training_that_fails_while_records_are_verified_is_one_line(tmp_path):
     assert done.stderr.startswith("run_all.py: 1 of 1 runs failed") and "was damaged" in done.stderr
 
 
+def test_a_copy_that_cannot_be_written_fails_alone(tmp_path):
+    small_repository(tmp_path)
+    write_notebook(tmp_path / "notebooks" / "01_large.ipynb", "Large", "print('x' * 2**21)")
+    copies = tmp_path / "build" / "demo" / "notebooks"
+    (copies / "02_blocked.ipynb").mkdir(parents=True)
+    write_notebook(tmp_path / "notebooks" / "02_blocked.ipynb", "Blocked")
+    done = run_all(  # on a disk on which there is no room for the second
+        tmp_path, "-p", "n_steps", "5", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    said = {line.split(":")[0]: line for line in lines if " in " in line and line[0].isdigit()}
+    assert said["01_large"].startswith("01_large: failed") and "File too large" in said["01_large"]
+    assert "02_blocked.ipynb" in said["02_blocked"] and "IsADirectoryError" in said["02_blocked"]
+    table = [line.split() for line in lines[lines.index("") + 1 :]]
+    statuses = [(row[0], row[-1]) for row in table[1:4]]
+    assert statuses == [("00_start", "ok"), ("01_large", "failed"), ("02_blocked", "failed")]
+    assert any(line.startswith("claims, ") for line in lines)
+
+    # What is left of the second is not published, and the first keeps what it has.
+    before = (tmp_path / "notebooks" / "01_large.ipynb").read_bytes()
+    done = run_all(tmp_path, "--publish", "--only", "01")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "01_large.ipynb is not published" in done.stderr and "execute it again" in done.stderr
+    assert (tmp_path / "notebooks" / "01_large.ipynb").read_bytes() == before
+    shutil.rmtree(tmp_path / "build" / "demo" / "figures")
+    done = run_all(tmp_path, "--publish", "--only", "00")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("run_all.py: there are no figures of the demo profile in build/; execute")
+
+
+def test_what_cannot_be_written_at_the_end_is_a_line_after_the_table(tmp_path):
+    small_repository(tmp_path)
+    (tmp_path / "build" / "demo").mkdir(parents=True)
+    (tmp_path / "build" / "demo" / "figures").write_text("in the place of a folder")
+    done = run_all(tmp_path, "-p", "n_steps", "5")
+    assert done.returncode == 1
+    assert done.stderr.startswith("run_all.py: [Errno ") and len(done.stderr.splitlines()) == 1
+    assert done.stdout.splitlines()[-2].split()[::5] == ["00_start", "ok"]
+
+
+def test_ctrl_c_reaches_the_trainings_of_a_terminal_too(tmp_path):
+    """A terminal sends it to all processes of the command at once."""
+    study = small_repository(tmp_path)
+    (teacher,) = study.teacher_runs()
+    made = small_teacher(study.images)
+    content = pack_weights(made.model, run=teacher.run.key, accuracy=str(made.accuracy))
+    write_atomically(study.store.weights_path(teacher.run.key), content)
+    study.store.add(Record(teacher.run, {"accuracy": made.accuracy}, {"seconds": 1.0}), "teacher")
+    command = [sys.executable, tmp_path / "run_all.py", "--runs-only", "--only", "00", "--jobs", "2"]
+    with open(tmp_path / "said", "w+") as said:
+        process = subprocess.Popen(
+            command, stdout=said, stderr=said, env=environment(tmp_path), start_new_session=True, preexec_fn=heed_ctrl_c
+        )
+        # An unfinished training keeps its state from the first epoch on, so both are training.
+        while process.poll() is None and len(list(study.store.scratch.glob("checkpoints/*.pt"))) < 2:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        said.seek(0)
+        text = said.read()
+    assert "Traceback" not in text
+    go_on = "python run_all.py --profile demo --jobs 2 --runs-only --only 00"
+    assert text.splitlines()[-2] == f"stopped; finished runs are kept. Go on with: {go_on}"
+    assert text.splitlines()[-1].startswith("0 runs trained, 1 were recorded, ")
+    for _ in range(300):
+        if not group(process.pid):
+            break
+        time.sleep(0.1)
+    assert not group(process.pid)
+
+
+def heed_ctrl_c():
+    """A shell's background jobs ignore the signal, and so would what these tests start there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def group(leader):
+    """The processes of a group that have not ended."""
+    found = []
+    for each in psutil.process_iter():
+        try:
+            if os.getpgid(each.pid) == leader and each.status() != psutil.STATUS_ZOMBIE:
+                found.append(each.pid)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
 def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on(repository):
     pid_file = repository / "kernel"
     process = subprocess.Popen(
@@ -171,8 +281,7 @@ def test_ctrl_c_stops_the_kernel_and_says_how_to_go_on(repository):
         stderr=subprocess.PIPE,
         text=True,
         env=environment(repository),
-        # A shell's background jobs ignore the signal, and so would what these tests start there.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_ctrl_c,
     )
     while process.poll() is None and not (pid_file.exists() and pid_file.read_text()):
         time.sleep(0.1)
@@ -213,6 +322,42 @@ def test_list_needs_neither_torch_nor_papermill(repository):
         "03_long    Long",
         "set()",
     ]
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """A Python of its own without any package."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, symlinks=True)
+    return folder / "bin" / "python"
+
+
+@pytest.mark.parametrize("command", [["--plan"], ["--runs-only"], []])
+def test_without_its_packages_it_names_the_way_into_the_environment(repository, bare, command):
+    done = subprocess.run([bare, repository / "run_all.py", *command], capture_output=True, text=True, cwd=repository)
+    assert (done.returncode, done.stdout) == (2, "")
+    advice = rf"run_all.py: [\w.]+ is missing in {bare}; run make, then source .venv/bin/activate\n"
+    assert re.fullmatch(advice, done.stderr), done.stderr
+
+
+def test_check_without_packages_goes_through_all_the_same(repository, bare):
+    done = subprocess.run([bare, repository / "run_all.py", "--check"], capture_output=True, text=True, cwd=repository)
+    assert (done.returncode, done.stderr) == (1, "")
+    found = [line.split()[0] for line in done.stdout.splitlines() if line[0] != " "]
+    assert found == ["ok", *["PROBLEM"] * 4, "ok", "PROBLEM"]  # Python and the disk are as they should be
+
+
+def test_check_of_an_older_python_says_so_and_no_more(repository):
+    """As far as this one can pass for it: Python 3.10 has no tomllib."""
+    code = (
+        "import runpy, sys; sys.argv = ['run_all.py', '--check']\n"
+        "sys.modules['tomllib'], sys.version_info = None, (3, 10, 14, 'final', 0)\n"
+        "runpy.run_path('run_all.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository)
+    assert (done.returncode, done.stderr) == (1, "")
+    problem, fix = done.stdout.splitlines()
+    assert problem == "PROBLEM  Python: 3.10.14" and fix.endswith("fix: make an environment with Python 3.11 or newer")
 
 
 def test_without_ray_its_engine_says_how_to_get_it(repository):
@@ -289,14 +434,38 @@ def test_outlook_counts_maps_of_each_kind_once_until_they_are_there(tmp_path):
     assert outlook.outlook(study, ["08"])[0]["08"] == before
 
 
-def test_records_of_another_machine_do_not_time_this_one(study):
-    for record in list(study.store.records()):
-        machine = record.provenance["machine"] | {"name": "another"}
+def made_elsewhere(study, change):
+    """The records of `study`, with what `change` makes of the machine of each, given with its number."""
+    for number, record in enumerate(list(study.store.records())):
+        machine = change(number, record.provenance["machine"])
         study.store.forget(record.key)
         study.store.add(replace(record, provenance=record.provenance | {"machine": machine}), "arms")
+
+
+def test_records_of_another_machine_do_not_time_this_one(study):
+    made_elsewhere(study, lambda number, machine: machine | {"name": "another"})
     found, source = outlook.outlook(study, ["03"])
     assert source.startswith("a few steps measured now")
     assert 0 < found["03"].seconds < 3600
+
+
+@pytest.mark.skipif("generation" not in pick_compute("cpu").describe(), reason="this processor does not say it")
+def test_a_processor_of_another_generation_does_not_time_this_one(study):
+    def elsewhere(number, machine):
+        # Every other record is an old one, which does not say it.
+        return {**machine, "generation": "another"} if number % 2 else {**machine, "generation": None}
+
+    made_elsewhere(study, elsewhere)
+    assert outlook.measure_speed(study, [study.planned(["00"])[-1].run])[1].startswith("a few steps measured now")
+
+
+def test_threads_matter_to_trainings_that_use_them(study):
+    """The uncut network is trained with all of them, the others with one."""
+    made_elsewhere(study, lambda number, machine: machine | {"threads": machine["threads"] + 1})
+    cut = sum(not trains_alone(record.run) for record in study.store.records())
+    assert 0 < cut < len(study.store.keys())
+    source = outlook.measure_speed(study, [study.planned(["00"])[-1].run])[1]
+    assert source == f"{cut} records of this machine"
 
 
 def test_reasons_name_the_field(study):
@@ -415,6 +584,30 @@ def test_doctor_finds_what_is_wrong(tmp_path):
         doctor.check_data("laptop", str(tmp_path / "nowhere"))
 
 
+def test_doctor_finds_a_torchvision_of_another_torch(tmp_path, monkeypatch):
+    installed = tmp_path / "torchvision-0.99.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.99.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    finding = doctor.check_torch()
+    assert not finding.ok and finding.detail.endswith(" and 0.99.0 are no pair") and "pyproject.toml" in finding.fix
+
+
+def test_doctor_finds_a_kernel_that_cannot_start(tmp_path, monkeypatch):
+    startup = tmp_path / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00-first.py").write_text("import os; os.write(2, b'broken on purpose'); os._exit(1)")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    finding = doctor.check_kernel()
+    assert not finding.ok and finding.detail.endswith("broken on purpose") and "ipykernel" in finding.fix
+    assert len(finding.detail.splitlines()) == 1
+
+
+def test_doctor_deletes_nothing_that_cannot_be_had_again(tmp_path):
+    fix = doctor.check_disk(tmp_path, minimum=1e18).fix
+    assert "build/signals/ can be deleted" in fix and "trained again" in fix
+
+
 def test_check_reports_every_finding(repository):
     done = run_all(repository, "--check", "--profile", "laptop", "--data", "nowhere.npz")
     assert done.returncode == 1, done.stderr
@@ -424,9 +617,5 @@ def test_check_reports_every_finding(repository):
     assert "fix: " in done.stdout.splitlines()[-1]
 
 
-def test_time_left():
-    assert remaining(100.0, 4, 160.0, done=7, total=10) == pytest.approx(60)
-    assert remaining(100.0, 4, 160.0, done=4, total=10) is None
-    assert remaining(100.0, 4, 160.0, done=10, total=10) is None
-    assert [duration(x) for x in (0, 59.4, 59.6, 187, 7500)] == ["0 s", "59 s", "1:00 min", "3:07 min", "2:05 h"]
+def test_durations_of_a_budget():
     assert [RUN_ALL["seconds"](text) for text in ("90s", "9m", "1.5h")] == [90, 540, 5400]

@@ -133,6 +133,17 @@ def test_other_text_is_let_through(text):
     assert not FORBIDDEN.search(text)
 
 
+def test_what_a_kill_leaves_of_a_record_is_not_committed():
+    command = ["git", "check-ignore", "records/arms/.k3x_9.part"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("git is not installed")
+    if done.returncode == 128:
+        pytest.skip("not a git checkout")
+    assert done.returncode == 0
+
+
 def test_no_tracked_file_names_a_registry_or_a_machine():
     try:
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)

@@ -165,3 +165,19 @@ def test_nothing_is_forgotten_that_could_not_be_trained_again(checkout):
     assert done.returncode == 2
     assert re.fullmatch(r"run_all.py: no CIFAR-10 here; .*\n", done.stderr)
     assert sorted((checkout / "records").rglob("*.json")) == before
+
+
+def test_a_run_that_is_not_recorded_stops_its_own_notebook_alone(checkout):
+    study = Study("laptop", device="cpu", root=checkout)
+    for item in study.planned(["02"]):
+        (path,) = study.store.root.glob(f"*/{item.run.key}.json")
+        if path.parent.name == "steps":  # which no other of these notebooks has
+            path.unlink()
+            break
+    done = run_all(checkout, "--only", "01", "02")
+    assert done.returncode == 1, done.stderr[-2000:]
+    said = {line.split(":")[0]: line for line in done.stdout.splitlines() if ": " in line}
+    assert said["01_teacher"].startswith("01_teacher: ok")
+    assert said["02_integrated_gradients"].startswith("02_integrated_gradients: failed")
+    assert "MissingImages: no CIFAR-10 here; " in said["02_integrated_gradients"]
+    assert "Traceback" not in done.stdout + done.stderr
