@@ -22,7 +22,7 @@ from joblib import Parallel, cpu_count, delayed
 
 from igkd.cost import Measurements, multiply_accumulates
 from igkd.device import Compute, machine_name, pick_compute
-from igkd.errors import InputError, MissingImages, TrainingError, first_line
+from igkd.errors import InputError, MissingImages, TrainingError, ctrl_c_for_us_alone, first_line
 from igkd.experiments import NOTEBOOKS, Plan, Planned, Profile, profile, teacher_run
 from igkd.images import CIFAR10_CLASSES, ImageSet, RecordedImages, Subset, load_images
 from igkd.methods import RECIPES
@@ -47,8 +47,8 @@ SECOND_TEACHER = "second-teacher-cifar10.safetensors"
 FULL_SIZE = 40_000
 #: The environment variable that names a file into which progress is written, for whoever shows it.
 PROGRESS = "IGKD_PROGRESS"
-#: What ends one run and lets others go on: besides its own errors a full disk, and memory, of which PyTorch on a processor
-#: says that there is too little in a RuntimeError.
+#: What ends one run and lets others go on: besides its own errors a full disk, and too little memory, of which PyTorch on
+#: a processor says so in a RuntimeError.
 ONE_RUN = (TrainingError, InputError, OSError, RuntimeError, MemoryError)
 #: Trains runs of a study as long as there is time to start another, says what is being done, and gives each that was
 #: started as soon as it is finished, with its record or with what went wrong.
@@ -235,7 +235,7 @@ class Study:
                 )
             model, metadata = load_weights(path, self.images.num_classes), weights_metadata(path)
             if "accuracy" not in metadata:
-                raise InputError(f"{path} does not say how accurate it is; train it again, or get it from the repository")
+                raise InputError(f"{path} does not say how accurate it is; get it again, or train it again")
             sources = self.images.fingerprint, self._source
             self._teachers[key] = Teacher.of_run(model, metadata, self.store.find(key), sources)
         return self._teachers[key]
@@ -254,7 +254,8 @@ class Study:
 
     def ig_maps(self, n_steps: int | None = None, baseline: str = "mean"):
         """IG maps (N, H, W) of all training images."""
-        spec = SignalSpec(self.plan.teacher_key, n_steps=self.profile.n_steps if n_steps is None else n_steps, baseline=baseline)
+        n_steps = self.profile.n_steps if n_steps is None else n_steps
+        spec = SignalSpec(self.plan.teacher_key, n_steps=n_steps, baseline=baseline)
         return attribution_maps(
             self.images,
             self.teacher(),
@@ -429,14 +430,15 @@ class Study:
                 unfinished[item.run.key] = item
                 yield delayed(_attempt_elsewhere)(where, item)
 
+        with ctrl_c_for_us_alone():
+            results = parallel(handed_out())
         try:
-            for item, result in parallel(handed_out()):
+            for item, result in results:
                 del unfinished[item.run.key]
                 yield item, result
-        except BrokenProcessPool:
-            # Which of them was killed is not known; what is missing is trained when the program runs again.
-            for item in unfinished.values():
-                yield item, "a process that trained was killed, perhaps for lack of memory; free some, or run it with --jobs 1"
+        except BrokenProcessPool:  # which of them was killed is not known
+            killed = "a process that trained was killed, perhaps for lack of memory; free some, or give --jobs 1"
+            yield from ((item, killed) for item in unfinished.values())
 
     def _attempt(self, item: Planned, log: Callable[[str], None] = lambda line: None) -> tuple[Planned, Record | str]:
         try:

@@ -1,5 +1,10 @@
 """The ways in which a command ends early; each carries one line for the reader."""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+
 
 def first_line(error: Exception) -> str:
     """What a library's error says, as far as it fits into a line of ours; the name of its type if it says nothing."""
@@ -22,3 +27,18 @@ class TrainingError(RuntimeError):
 
     Nothing is stored as the run's result.
     """
+
+
+@contextmanager
+def ctrl_c_for_us_alone() -> Iterator[None]:
+    """Processes that are started meanwhile do not get Ctrl-C: the program, which does, ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    # What multiprocessing starts along with them unblocks Ctrl-C behind itself, so it goes first.
+    resource_tracker.ensure_running()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

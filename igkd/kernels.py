@@ -13,12 +13,14 @@ import sys
 import threading
 import uuid
 from collections.abc import Mapping
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver
 from pathlib import Path
 
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
+
+from igkd.errors import ctrl_c_for_us_alone
 
 FORKED = sys.platform == "linux"
 _IMPORTED = ["ipykernel.kernelapp", "igkd.claims", "igkd.findings", "igkd.figures", "igkd.shift", "captum.attr"]
@@ -31,14 +33,8 @@ def prepare() -> None:
         # matplotlib chooses where it draws when it is imported, before the kernel has told it.
         os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
         _context.set_forkserver_preload(_IMPORTED)
-        # Ctrl-C is for the program, not for the process that imports; what is blocked here, it does not get. What
-        # multiprocessing starts along with it unblocks Ctrl-C behind itself, so it goes first.
-        resource_tracker.ensure_running()
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with ctrl_c_for_us_alone():
             forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def kernel_manager(log: Path, environment: Mapping[str, str], started: list | None = None) -> type[AsyncKernelManager]:
