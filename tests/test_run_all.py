@@ -175,13 +175,12 @@ def test_a_training_that_fails_while_records_are_verified_is_one_line(tmp_path):
     study = small_repository(tmp_path)
     item = next(item for item in study.planned() if item.run.signals)
     study.store.add(Record(item.run, {"accuracy": 0.9}, {}), item.experiment)
-    damaged = study.store.checkpoint_path(item.run.signals.teacher)
-    damaged.parent.mkdir(parents=True)
-    damaged.write_text("no checkpoint")
+    study.store.scratch.mkdir(parents=True, exist_ok=True)
+    (study.store.scratch / "weights").write_text("a file where the folder should be")
     done = run_all(tmp_path, "--verify", "1")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("run_all.py: 1 of 1 runs failed") and "was damaged" in done.stderr
+    assert done.stderr.startswith("run_all.py: 1 of 1 runs failed") and "weights cannot be written" in done.stderr
 
 
 def test_a_copy_that_cannot_be_written_fails_alone(tmp_path):
