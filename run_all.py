@@ -334,14 +334,15 @@ def forget(study, numbers: list[str]) -> None:
     """Remove what the notebooks declare and measured; teachers, which all need, are their own notebook's."""
     from igkd.experiments import TEACHER_NOTEBOOK
 
-    keys = {item.run.key for item in study.planned(numbers)} & study.store.keys()
+    keys = {item.run.key for item in study.planned(numbers)}
     if TEACHER_NOTEBOOK not in numbers:
         keys -= {item.run.key for item in study.planned([TEACHER_NOTEBOOK])}
-    for key in keys:
+    recorded = keys & study.store.keys()
+    for key in keys:  # of one without a record there may be a checkpoint
         study.store.forget(key)
     if LATENCY_NOTEBOOK in numbers:
         study.latency_files[0].unlink(missing_ok=True)
-    study.log(f"forgot {len(keys)} records; they are trained again")
+    study.log(f"forgot {len(recorded)} records; they are trained again")
 
 
 def train_runs(study, numbers: list[str], options: argparse.Namespace, status: Status) -> int:

@@ -109,6 +109,9 @@ def _train_all(
     }
     threads, images = torch.get_num_threads(), ray.put(study.images)
     kept, signals = {}, {}
+    failed = study.prepare_signals(items, on_time)
+    yield from ((item, failed[needed(item.run)]) for item in items if needed(item.run) in failed)
+    items = [item for item in items if needed(item.run) not in failed]
     for of, run in {needed(item.run): item.run for item in items}.items():
         if on_time():
             parts = vars(study.teacher_signals(run).to("cpu")).values()

@@ -399,46 +399,65 @@ class Study:
         def started(some: Iterable) -> Iterator:
             return takewhile(lambda _: on_time(), some)
 
-        # Signals and long trainings wait for their turn: what the arms of a seed need comes before what controls need.
-        for _, group in groupby(items, lambda item: (item.labels["seed"], item.experiment == "arms")):
-            beside, alone = [], []
-            for item in group:
-                (alone if trains_alone(item.run) else beside).append(item)
+        for stage in _stages(items):
+            alone = [item for item in stage if trains_alone(item.run)]
+            beside = [item for item in stage if not trains_alone(item.run)]
             if self.jobs == 1 or len(beside) < 2:
                 yield from map(self._attempt, started(beside))
             else:
-                yield from self._side_by_side(beside, started)
+                yield from self._side_by_side(beside, on_time)
             for item in started(alone):
                 yield self._attempt(item, lambda line: doing(f"{describe(item)}: {line}"))  # noqa: B023
 
-    def _side_by_side(self, items: list[Planned], started) -> Iterator[tuple[Planned, Record | str]]:
-        """Runs that get a core each, in processes of their own."""
+    def prepare_signals(self, items: list[Planned], on_time: Callable[[], bool]) -> dict[tuple, str]:
+        """Compute here what several processes would compute otherwise.
+
+        Returns
+        -------
+        dict
+            `igkd.signals.needed` -> what went wrong, for those that could not be computed.
+        """
         failed = {}
-        for kind, item in started({needed(item.run): item for item in items}.items()):
+        for kind, item in {needed(item.run): item for item in items}.items():
+            if not on_time():
+                break
             try:
-                self.teacher_signals(item.run)  # computed here, so that no two processes compute the same
+                self.teacher_signals(item.run)
+            except MissingImages:
+                raise
             except ONE_RUN as error:
                 failed[kind] = f"its signals could not be computed: {first_line(error)}"
+        return failed
+
+    def _side_by_side(self, items: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
+        """Runs that get a core each, in processes of their own."""
+        failed = self.prepare_signals(items, on_time)
         yield from ((item, failed[needed(item.run)]) for item in items if needed(item.run) in failed)
-        left = [item for item in items if needed(item.run) not in failed]
+        left = {item.run.key: item for item in items if needed(item.run) not in failed}
         where = (self.profile.name, self.data, self.compute.device, self.root)
-        parallel = Parallel(n_jobs=self.jobs, pre_dispatch=self.jobs, batch_size=1, return_as="generator_unordered")
-        unfinished = {}
+        while left and on_time():
+            handed_out = []
 
-        def handed_out() -> Iterator:
-            for item in started(left):
-                unfinished[item.run.key] = item
-                yield delayed(_attempt_elsewhere)(where, item)
+            def tasks() -> Iterator:
+                for key, item in list(left.items()):  # noqa: B023
+                    if not on_time():
+                        return
+                    handed_out.append(key)  # noqa: B023
+                    yield delayed(_attempt_elsewhere)(where, item)
 
-        with ctrl_c_for_us_alone():
-            results = parallel(handed_out())
-        try:
-            for item, result in results:
-                del unfinished[item.run.key]
-                yield item, result
-        except BrokenProcessPool:  # which of them was killed is not known
-            killed = "a process that trained was killed, perhaps for lack of memory; free some, or give --jobs 1"
-            yield from ((item, killed) for item in unfinished.values())
+            parallel = Parallel(n_jobs=self.jobs, pre_dispatch=self.jobs, batch_size=1, return_as="generator_unordered")
+            with ctrl_c_for_us_alone():
+                results = parallel(tasks())
+            try:
+                for item, result in results:
+                    yield left.pop(item.run.key), result
+                return
+            except BrokenProcessPool:  # which of them was killed is not known; the others get new processes
+                killed = "a process that trained was killed, perhaps for lack of memory; free some, or give --jobs 1"
+                blamed = [left.pop(key) for key in handed_out if key in left]
+                yield from ((item, killed) for item in blamed)
+                if not blamed:
+                    raise
 
     def _attempt(self, item: Planned, log: Callable[[str], None] = lambda line: None) -> tuple[Planned, Record | str]:
         try:
@@ -546,6 +565,25 @@ def _study_elsewhere(profile_name: str, data, device: str, root: Path) -> Study:
 def _attempt_elsewhere(where: tuple, item: Planned) -> tuple[Planned, Record | str]:
     """`Study._attempt` in a process beside this one."""
     return _study_elsewhere(*where)._attempt(item)
+
+
+def _stages(items: list[Planned]) -> Iterator[list[Planned]]:
+    """Parts that are trained one after the other, so that signals and long trainings wait for their turn.
+
+    What the arms of a seed need comes before what its controls need. Where nothing new is needed, the next seed does not
+    wait for the slowest run of the one before.
+    """
+    stage, prepared = [], set()
+    for _, group in groupby(items, lambda item: (item.labels["seed"], item.experiment == "arms")):
+        group = list(group)
+        kinds = {needed(item.run) for item in group}
+        if stage and (kinds - prepared or any(trains_alone(item.run) for item in stage)):
+            yield stage
+            stage = []
+        prepared |= kinds
+        stage += group
+    if stage:
+        yield stage
 
 
 def _end_with(parent: int) -> None:

@@ -624,10 +624,11 @@ def _of_latency(study: Study) -> list[Statement]:
     orders = (calls[0] / calls[5]).round(1)
     return [
         Statement(
-            "How much faster the student at 4.12x is depends on what is timed: teacher / student is "
-            + " and ".join(f"{value:g} with the {order}" for order, value in orders.items())
-            + f" in single first calls, as the released code measures, and {ratio:.2f} in the steady state.",
-            f"Of one image at a time ({machine_name(machine)}, notebook 07).",
+            "Timed in single first calls, as in the released code, the teacher takes "
+            + " and ".join(f"{value:g} times as long as the student at 4.12x with the {order}" for order, value in orders.items())
+            + f"; in the steady state {ratio:.2f} times.",
+            f"Of one image at a time ({machine_name(machine)}). First calls are one measurement each: another try, and more so "
+            "another machine, gives others (notebook 07).",
         )
     ]
 

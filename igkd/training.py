@@ -342,10 +342,12 @@ def _restore(path: Path, parts: dict, teacher_digest: str | None, log) -> tuple[
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         history, seconds = state["history"], state["seconds"]
-        if state["teacher"] != teacher_digest:
+        if state.get("teacher") != teacher_digest:
             raise ValueError("it is of another teacher")
         for name, part in parts.items():
             part.load_state_dict(state[name])
+    except (OSError, MemoryError, torch.OutOfMemoryError):
+        raise  # nothing is wrong with it
     except Exception as error:  # torch.load raises pickle, zip and runtime errors alike
         path.unlink()
         for name, part in parts.items():

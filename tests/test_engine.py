@@ -261,7 +261,7 @@ def test_signals_that_cannot_be_written_fail_the_runs_that_need_them_alone(tmp_p
 
 
 def test_a_process_that_is_killed_fails_what_it_trained_and_nothing_else(tmp_path):
-    study, items = side_by_side(tmp_path, *(("Student", seed, Method()) for seed in (0, 0, 0, 0, 0, 1, 1)))
+    study, items = side_by_side(tmp_path, *(("Student", 0, Method()) for _ in range(9)))
 
     def killing(line):
         study.lines.append(line)
@@ -272,10 +272,11 @@ def test_a_process_that_is_killed_fails_what_it_trained_and_nothing_else(tmp_pat
     study.log = killing
     with pytest.raises(TrainingError, match="was killed, perhaps for lack of memory"):
         study.ensure(items)
-    done = study.table(items)
-    assert (done.seed == 1).sum() == 2 and 1 <= (done.seed == 0).sum() < 5
+    failed = [line for line in study.lines if line.startswith("failed: ")]
+    assert 2 <= len(failed) <= 4  # what two processes had, and what was handed to them
+    assert len(study.table(items)) == 9 - len(failed) and "time is used up" not in " ".join(study.lines)
     study.log = study.lines.append
-    assert len(study.ensure(items)) == 7
+    assert len(study.ensure(items)) == 9
 
 
 def training_processes(of: int | None = None):

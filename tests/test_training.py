@@ -244,7 +244,15 @@ def without_history(path, run, monkeypatch):
     torch.save({"teacher": None} | {name: state[name] for name in ("model", "optimizer", "scheduler")}, path)
 
 
-@pytest.mark.parametrize("left", [half_written, without_history, left_by_another_teacher])
+def without_schedule(path, run, monkeypatch):
+    """With weights and momentum, which are put back before anything is missed."""
+    left_by_another_teacher(path, run, monkeypatch)
+    state = torch.load(path, weights_only=True)
+    del state["scheduler"]
+    torch.save(state | {"teacher": None}, path)
+
+
+@pytest.mark.parametrize("left", [half_written, without_history, without_schedule, left_by_another_teacher])
 def test_a_checkpoint_that_cannot_be_used_is_said_and_the_training_starts_anew(left, tmp_path, monkeypatch):
     run = small_run(IMAGES)
     left(store(tmp_path).checkpoint_path(run.key), run, monkeypatch)
