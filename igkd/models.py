@@ -18,6 +18,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops.misc import Conv2dNormActivation
 
 from igkd.errors import InputError
+from igkd.methods import NOT_NEGATIVE, POSITIVE, check_numbers
 
 #: (expansion, channels, repeats, stride of the first repeat), Sandler et al. 2018, table 2, with the first two
 #: strides set to 1 for 32x32 images.
@@ -44,11 +45,19 @@ class Architecture:
     normalize : bool
         Whether the input is standardised by the data set's channel means and deviations. In the paper the teacher
         is, its students are not.
+
+    Raises
+    ------
+    InputError
+        If `blocks_removed` is below 0, or `width` not above 0.
     """
 
     blocks_removed: int = 0
     width: float = 1.0
     normalize: bool = False
+
+    def __post_init__(self):
+        check_numbers(self, blocks_removed=NOT_NEGATIVE, width=POSITIVE)
 
     @property
     def name(self) -> str:

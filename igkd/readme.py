@@ -85,15 +85,15 @@ def notebooks(root: Path) -> str:
 def profiles(root: Path) -> str:
     """The profiles, with the times that `run_all.py` measured or that follow from records."""
     lines = ["| profile | trained on | student | from records | if everything is trained |", "|---" * 5 + "|"]
-    machines = {}
     for name, profile in experiments.PROFILES.items():
         runs = {
             kind: json.loads(path.read_text())
             for kind in ("recorded", "trained")
             if (path := root / "bench" / f"run_all-{name}-{kind}.json").exists()
         }
-        machines |= {machine_name(run["machine"]): None for run in runs.values()}
-        minutes = {kind: f"{run['seconds'] / 60:.1f} min" for kind, run in runs.items()}
+        minutes = {
+            kind: f"{run['seconds'] / 60:.1f} min ({machine_name(run['machine'])})" for kind, run in runs.items()
+        }
         if "trained" not in minutes:
             minutes["trained"] = _cost(_study(name, root))
         images = ", all images" if profile.take is None else f", {profile.take[0]:,} images"
@@ -105,18 +105,16 @@ def profiles(root: Path) -> str:
             minutes["trained"],
         )
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"Minutes: measured on {' and '.join(machines)}, several notebooks side by side."]
     return "\n".join(lines) + "\n"
 
 
 def _cost(study: Study) -> str:
-    """What all runs of a profile take: by their records, or reckoned at the speed of ``bench/training``."""
-    records = {item.run.key: study.store.find(item.run.key) for item in study.planned()}
-    missing = [item for item in study.planned() if records[item.run.key] is None]
-    if not missing:
-        hours = sum(record.provenance["seconds"] for record in records.values()) / 3600
-        return f"{hours:.0f} h of one core, the sum of {len(records)} records"
-    return _remaining(study.root)
+    """What all runs of a profile take, by their records, or what is left of them."""
+    records = [study.store.find(item.run.key) for item in study.planned()]
+    if None in records:
+        return _remaining(study)
+    hours = sum(record.provenance["seconds"] for record in records) / 3600
+    return f"{hours:.0f} h of one core, the sum of {len(records)} records"
 
 
 def benchmarks(root: Path) -> str:
@@ -296,13 +294,15 @@ def claims(root: Path) -> str:
         released = f"{each.released}, n = {each.released.n}: {each.released.verdict}" if each.released else "–"
         # Of latency and of counts there is nothing in another size.
         sized = at_size.low is not None and each.verdict == OPEN
+        judged = at_size if at_size.verdict != OPEN else each
+        so_far = " so far" * (at_size.verdict == OPEN)
         cells = (
             each.claim.number,
             each.claim.says,
             each.published,
-            f"{each}; **at the paper's size so far {at_size}**" if sized else str(each),
+            f"{each}; **at the paper's size{so_far} {at_size}**" if sized else str(each),
             (f"{each.n}; {at_size.n}" if sized else each.n) or "–",
-            f"**{each.verdict}**: {each.why}",
+            f"**{judged.verdict}**: {judged.why}",
             released,
         )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
@@ -321,11 +321,12 @@ def summary(root: Path) -> str:
     first, effect = full_size[0], overlay_effect(small)
     lines = [
         f"*{each.claim.says}* ({each.claim.number}): **{each.verdict}**, {each} here, "
-        + (f"published {each.published}; {each.data}. The published times are of another machine." if each.low else "by counting.")
-        for each in verdicts
+        + (f"published {each.published}; {each.data}" if each.low is not None else "by counting")
+        + (", the published times of another machine." if each.unit == "times" else ".")
+        for each in verdicts[1:]
         if each.verdict != OPEN
     ]
-    so_far = f": KD+IG less the plain student {first} so far" if first.low else ""
+    so_far = f": KD+IG less the plain student {first}" + " so far" * (first.verdict == OPEN) if first.low is not None else ""
     lines[:0] = [
         f"*{first.claim.says}* (C1): **{first.verdict}**. {first.n} of {full.profile.num_seeds} declared pairs of runs of the "
         f"paper's size are recorded{so_far}. The published gain is the best run against the best; the means of ten published "
@@ -333,8 +334,10 @@ def summary(root: Path) -> str:
     ]
     still_open = [each.claim.number for each in verdicts[1:] if each.verdict == OPEN]
     if still_open:
-        lines.append(f"{', '.join(still_open)}, in the table below, are open at the paper's size.")
+        lines.append(f"Open at the paper's size, in the table below: {', '.join(still_open)}.")
     students = small.table([item for item in experiments.arms(small.plan) if item.labels["arm"] == "Student"])
+    if effect is None or students.empty:
+        return "".join(f"- {line}\n" for line in lines)
     lines.append(
         f"In a much smaller setting ({small.describe_student().split(', ', 1)[1]}, {small.images.n_train:,} images, "
         f"{students.accuracy.mean():.0%} of test images right) laying maps over images changes the accuracy by "
@@ -361,8 +364,9 @@ def _listed(root: Path, written: Callable[[Statement], str]) -> str:
 def controls(root: Path) -> str:
     """How the figure of the controls is to be read."""
     study = _study("laptop", root)
-    runs = study.table(experiments.arms(study.plan)).groupby("arm").accuracy.mean()
-    ahead = [arm for arm in ("KD", "IG", "KD+IG") if runs[arm] > runs["Student"]]
+    recorded = study.table(experiments.arms(study.plan))
+    runs = recorded.groupby("arm").accuracy.mean().to_dict() if len(recorded) else {}
+    ahead = [arm for arm in ("KD", "IG", "KD+IG") if {arm, "Student"} <= set(runs) and runs[arm] > runs["Student"]]
     finding = (
         f"Above Student in the mean, of (a), {'is' if len(ahead) == 1 else 'are'} {' and '.join(ahead)}."
         if ahead
@@ -420,14 +424,13 @@ def state(root: Path) -> str:
                     _values(record.outcome["n_train"] for record in done),
                 )
                 lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"A run that several notebooks need is trained once and counted in each. `paper`: {_remaining(root)}."]
+    lines += ["", f"A run that several notebooks need is trained once and counted in each. `paper`: {_remaining(_study('paper', root))}."]
     return "\n".join(lines) + "\n"
 
 
-def _remaining(root: Path) -> str:
-    """What the paper profile has still to train, reckoned at the speed of ``bench/training``."""
-    study = _study("paper", root)
-    bench = json.loads((root / "bench" / "training.json").read_text())
+def _remaining(study: Study) -> str:
+    """What a profile has still to train, reckoned at the speed of ``bench/training``."""
+    bench = json.loads((study.root / "bench" / "training.json").read_text())
     rounds = pd.DataFrame(bench["images_per_second"]).query("blocks_removed == 5")
     per_image = multiply_accumulates(MobileNetV2(10, 5), (32, 32))
     per_second = (rounds.igkd / rounds.processes).median() * per_image

@@ -146,6 +146,7 @@ RANGES = {
         "n_steps": (FROM_1[0], FROM_1[1], FROM_1[2] + WHOLE),
         "baseline": ("choose one of: mean, black, blur", ("mean", "black", "blur"), ("white", "", 0.0)),
     },
+    "architecture": {"blocks_removed": (FROM_0[0], FROM_0[1], FROM_0[2] + WHOLE), "width": ABOVE_0},
     "run": {"seed": (FROM_0[0], (0, 2**40), FROM_0[2] + WHOLE)},
 }
 
