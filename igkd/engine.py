@@ -36,7 +36,7 @@ from igkd.models import (
     weights_metadata,
 )
 from igkd.runs import Record, Run, SignalSpec, Store, write_atomically
-from igkd.signals import Signals, Teacher, attribution_maps, load_signals, needed, of_variant
+from igkd.signals import Signals, Teacher, load_maps, load_signals, needed, of_variant
 from igkd.training import takes_long, train, trains_alone
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -256,15 +256,8 @@ class Study:
         """IG maps (N, H, W) of all training images."""
         n_steps = self.profile.n_steps if n_steps is None else n_steps
         spec = SignalSpec(self.plan.teacher_key, n_steps=n_steps, baseline=baseline)
-        return attribution_maps(
-            self.images,
-            self.teacher(),
-            spec,
-            self.store.scratch / "signals",
-            self.compute,
-            self.log,
-            self._map_progress,
-        )
+        folder = self.store.scratch / "signals"
+        return load_maps(self.images, self.teacher(), spec, folder, self.compute, self.log, self._map_progress).maps
 
     def signals(self, run: Run, images: ImageSet | None = None) -> Signals:
         """What a run learns from besides the labels, read or computed; or what it would from other images."""

@@ -245,34 +245,6 @@ class Maps:
         return None if self.delta is None else completeness_error(self.delta, self.rise)
 
 
-def attribution_maps(
-    images: ImageSet,
-    teacher: Teacher,
-    spec: SignalSpec,
-    folder: Path,
-    compute: Compute,
-    log: Callable[[str], None] = print,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Tensor:
-    """As `load_maps`, the maps alone.
-
-    Parameters
-    ----------
-    images, teacher, spec, folder, compute, log, progress
-        As for `load_maps`.
-
-    Returns
-    -------
-    Tensor (N, H, W) float16, non-negative
-
-    Raises
-    ------
-    OSError
-        If the maps cannot be written.
-    """
-    return load_maps(images, teacher, spec, folder, compute, log, progress).maps
-
-
 def load_maps(
     images: ImageSet,
     teacher: Teacher,

@@ -51,7 +51,12 @@ def test_ctrl_c_during_the_imports_ends_the_program_alone(tmp_path):
     """Ctrl-C reaches all processes of a terminal; the one that imports for the kernels says nothing about it."""
     code = "import time, igkd.kernels as k; k.prepare(); print('prepared', flush=True); time.sleep(60)"
     started = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert started.stdout.readline() == "prepared\n"
     os.killpg(started.pid, signal.SIGINT)

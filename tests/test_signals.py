@@ -18,7 +18,6 @@ from igkd.signals import (
     Teacher,
     as_input,
     attention_maps,
-    attribution_maps,
     check_alignment,
     load_maps,
     load_signals,
@@ -140,7 +139,7 @@ def test_parts_of_maps_are_of_whole_batches():
 
 def test_steps_and_baseline_are_those_asked_for(tmp_path):
     maps = {
-        spec: attribution_maps(IMAGES, TEACHER, spec, tmp_path, COMPUTE, lambda line: None)
+        spec: load_maps(IMAGES, TEACHER, spec, tmp_path, COMPUTE, lambda line: None).maps
         for spec in (SPEC, replace(SPEC, baseline="black"), replace(SPEC, n_steps=1))
     }
     x = as_input(IMAGES.train_images).contiguous()
