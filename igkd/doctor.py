@@ -126,9 +126,7 @@ def check_kernel() -> Finding:
         log = output.with_suffix(".log")
         if execution.error:
             said = " ".join(log.read_text(errors="replace").split())[-200:] if log.exists() else ""
-            return Finding(
-                "kernel", False, f"{execution.error} {said}".strip(), f"{_INSTALL}; it brings ipykernel"
-            )
+            return Finding("kernel", False, f"{execution.error} {said}".strip(), f"{_INSTALL}; it brings ipykernel")
         used = nbformat.read(output, as_version=4).cells[-1].outputs[0].text.strip()
     if used != sys.executable:
         return Finding("kernel", False, f"notebooks run under {used}, not {sys.executable}", _INSTALL)

@@ -286,7 +286,8 @@ def _of_published_runs() -> list[Statement]:
             f"{listed} (notebook 04).",
         ),
         Statement(
-            f"In the published Monte Carlo sample KD+IG has {variance:.1f} times the variance of Student.", "(Notebook 05.)"
+            f"In the published Monte Carlo sample KD+IG has {variance:.1f} times the variance of Student.",
+            "(Notebook 05.)",
         ),
     ]
 
@@ -480,7 +481,9 @@ def _of_second_teacher(study: Study) -> list[Statement]:
         "; ".join(f"{row.arm.partition(',')[0]} {_corrected(row, len(found))}" for row in part.itertuples())
         for _, part in found.groupby(found.reference != "Student")
     )
-    gained = [row.arm.partition(",")[0] for row in found.itertuples() if row.reference == "Student" and row.difference > 0]
+    gained = [
+        row.arm.partition(",")[0] for row in found.itertuples() if row.reference == "Student" and row.difference > 0
+    ]
     ahead = f"the mean of {' and of '.join(gained)} is" if gained else "no arm is"
     different = found[(found.reference != "Student") & (found.p_holm < 0.05)].reference
     told = f"{' and '.join(different)} can be told" if len(different) else "none can be told"
@@ -501,7 +504,8 @@ def _of_teacher_recipe(full: Study) -> list[Statement]:
     if few.empty:
         return []
     compared = "; ".join(
-        f"{row.arm}: {row.mean:.1%} against {row.mean_reference:.1%}, {_points_of_pairs(row)}" for row in few.itertuples()
+        f"{row.arm}: {row.mean:.1%} against {row.mean_reference:.1%}, {_points_of_pairs(row)}"
+        for row in few.itertuples()
     )
     recipe = RECIPES["teacher"].name
     runs = full.table(experiments.recipes(full.plan))
@@ -509,7 +513,9 @@ def _of_teacher_recipe(full: Study) -> list[Statement]:
     own = whole.accuracy[whole.recipe == recipe]
     reached = ""
     if len(own):
-        reached = f" On all {full.images.n_train:,} images the recipe chosen for it reaches {own.mean():.2%} (n = {len(own)})"
+        reached = (
+            f" On all {full.images.n_train:,} images the recipe chosen for it reaches {own.mean():.2%} (n = {len(own)})"
+        )
         first = full.store.find(full.plan.teacher_key)
         if first:
             reached += f"; {first.run.recipe.name}: {first.outcome['accuracy']:.2%} (n = 1)"

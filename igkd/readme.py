@@ -326,7 +326,9 @@ def summary(root: Path) -> str:
         for each in verdicts[1:]
         if each.verdict != OPEN
     ]
-    so_far = f": KD+IG less the plain student {first}" + " so far" * (first.verdict == OPEN) if first.low is not None else ""
+    so_far = (
+        f": KD+IG less the plain student {first}" + " so far" * (first.verdict == OPEN) if first.low is not None else ""
+    )
     lines[:0] = [
         f"*{first.claim.says}* (C1): **{first.verdict}**. {first.n} of {full.profile.num_seeds} declared pairs of runs of the "
         f"paper's size are recorded{so_far}. The published gain is the best run against the best; the means of ten published "
@@ -384,7 +386,10 @@ def teachers(root: Path) -> str:
     """The shipped teachers beside the published one."""
     lines, study = [], _study("paper", root)
     plan = study.plan
-    shipped = ("Teacher", plan.teacher_key, SHIPPED_TEACHER), ("Second teacher", plan.second_teacher_key, SECOND_TEACHER)
+    shipped = (
+        ("Teacher", plan.teacher_key, SHIPPED_TEACHER),
+        ("Second teacher", plan.second_teacher_key, SECOND_TEACHER),
+    )
     for what, key, file in shipped:
         record = study.store.find(key)
         if record is None:
@@ -424,7 +429,10 @@ def state(root: Path) -> str:
                     _values(record.outcome["n_train"] for record in done),
                 )
                 lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"A run that several notebooks need is trained once and counted in each. `paper`: {_remaining(_study('paper', root))}."]
+    lines += [
+        "",
+        f"A run that several notebooks need is trained once and counted in each. `paper`: {_remaining(_study('paper', root))}.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -436,7 +444,9 @@ def _remaining(study: Study) -> str:
     per_second = (rounds.igkd / rounds.processes).median() * per_image
     missing = {item.run.key: item.run for item in study.planned() if study.store.find(item.run.key) is None}
     days = sum(map(study.work, missing.values())) / per_second / 86_400
-    return f"{len(missing)} runs left: {days:,.0f} days of one core of an {bench['machine']['name']}, reckoned from 4.12x"
+    return (
+        f"{len(missing)} runs left: {days:,.0f} days of one core of an {bench['machine']['name']}, reckoned from 4.12x"
+    )
 
 
 def _values(found: Iterable[int]) -> str:

@@ -59,7 +59,9 @@ def _again(study: Study, item: Planned, items: list[Planned]) -> Check:
     record = study.store.find(item.run.key)
     with tempfile.TemporaryDirectory() as folder:
         aside = Store(Path(folder), Path(folder), Path(folder))
-        again = train(item.run, study.images, aside, study.compute, study.signals(item.run), study.teacher_digest(item.run))
+        again = train(
+            item.run, study.images, aside, study.compute, study.signals(item.run), study.teacher_digest(item.run)
+        )
     name = f"{describe(item)} ({item.run.key})"
     if again.outcome["weights"] == record.outcome["weights"]:
         return Check(name, True, "equal bit for bit")

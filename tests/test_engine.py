@@ -79,7 +79,9 @@ def test_a_run_learns_from_the_teacher_that_it_names(small_study):
     for key, teacher in teachers.items():
         run = small_run(IMAGES, Method(alpha=0.5, temperature=2.0))
         run = replace(run, signals=replace(run.signals, teacher=key))
-        torch.testing.assert_close(small_study.signals(run).logits, predict(teacher.model, IMAGES.train_images, COMPUTE))
+        torch.testing.assert_close(
+            small_study.signals(run).logits, predict(teacher.model, IMAGES.train_images, COMPUTE)
+        )
         assert small_study.train(run).outcome["teacher_weights"] == state_digest(teacher.model)
 
 
@@ -252,7 +254,8 @@ def side_by_side(root, *labelled):
 
 def test_signals_that_cannot_be_written_fail_the_runs_that_need_them_alone(tmp_path):
     study, items = side_by_side(
-        tmp_path, *((arm, 0, method) for arm, method in (("KD", Method(alpha=0.5)), ("Student", Method())) for _ in "12")
+        tmp_path,
+        *((arm, 0, method) for arm, method in (("KD", Method(alpha=0.5)), ("Student", Method())) for _ in "12"),
     )
     (tmp_path / "build" / "signals").write_text("")
     with pytest.raises(TrainingError, match="2 of 4 runs failed.*its signals could not be computed"):
@@ -297,7 +300,9 @@ study.ensure([replace(student, run=replace(student.run, recipe=recipe)) for reci
 
 
 def test_kill_9_of_the_program_ends_the_processes_that_train_for_it(tmp_path):
-    program = subprocess.Popen([sys.executable, "-c", TRAINS.format(root=str(tmp_path))], stdout=subprocess.PIPE, text=True)
+    program = subprocess.Popen(
+        [sys.executable, "-c", TRAINS.format(root=str(tmp_path))], stdout=subprocess.PIPE, text=True
+    )
     assert "[1/" in program.stdout.readline()
     trained = training_processes(program.pid)
     assert len(trained) >= 2

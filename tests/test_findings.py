@@ -108,8 +108,13 @@ def test_a_second_teachers_arms_are_compared_with_the_plain_student_and_with_the
         change = found.loc[f"{arm}, second teacher", arm]
         interval = stats.t.interval(0.95, 2, 0.02, stats.sem([0.01, 0.02, 0.03]))
         assert (change.difference, change.low, change.high) == pytest.approx((0.02, *interval))
-    ((says, detail),) = [each for part in findings.findings(study).values() for each in part if "second teacher" in each.says]
-    assert "the mean of KD and of IG and of KD+IG is ahead of Student" in says and "Less Student: KD +2.90 points" in detail
+    ((says, detail),) = [
+        each for part in findings.findings(study).values() for each in part if "second teacher" in each.says
+    ]
+    assert (
+        "the mean of KD and of IG and of KD+IG is ahead of Student" in says
+        and "Less Student: KD +2.90 points" in detail
+    )
     assert "none can be told" in says  # p = 0.07 before Holm's correction
     assert "the first teacher's: KD +2.00 points [" in detail
     signals = [item.run.signals.teacher for item in experiments.second_teacher_arms(study.plan)]
@@ -149,7 +154,9 @@ def test_recipes_are_compared_within_a_network_and_a_number_of_images(tmp_path):
     row = found.loc[0, 4_000, RECIPES["teacher"].name]
     assert (row.low, row.high) == pytest.approx(tuple(by_scipy))
     ((says, detail),) = findings.findings(study)["Here, the teacher's network"]
-    assert says.startswith(f"With 4,000 images the teacher's network reaches 74.0% in {RECIPES['teacher'].name}, and 69.0%")
+    assert says.startswith(
+        f"With 4,000 images the teacher's network reaches 74.0% in {RECIPES['teacher'].name}, and 69.0%"
+    )
     assert "74.0% against 69.0%, +5.00 points [" in detail and "59.0% against 69.5%, -10.50 points [" in detail
     assert "reaches 93.00% (n = 1); the 100 epochs were not run on them" in detail
 

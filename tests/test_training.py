@@ -169,7 +169,9 @@ def test_signals_as_released_are_not_moved_with_the_image(ingredient, moves, tmp
 
 def changed_by_one_step(optimizer, folder):
     """What one step adds to each pointwise convolution, as matrices."""
-    recipe = replace(RECIPE, num_epochs=1, batch_size=40, optimizer=optimizer, lr=0.01, one_cycle=False, weight_decay=0.0)
+    recipe = replace(
+        RECIPE, num_epochs=1, batch_size=40, optimizer=optimizer, lr=0.01, one_cycle=False, weight_decay=0.0
+    )
     run = small_run(IMAGES, recipe=recipe, architecture=Architecture(15))
     trained(run, folder)
     after = load_weights(store(folder).weights_path(run.key), 4).state_dict()
