@@ -163,10 +163,14 @@ def check_disk(folder: Path = REPOSITORY, minimum: float = MINIMUM_DISK) -> Find
 
 
 def check_data(profile: str, data: str | None) -> Finding:
-    """The profile's images are there."""
+    """The profile's images are there, or records of them."""
     from igkd.engine import Study
 
-    images = Study(profile, data, "cpu").images
+    study = Study(profile, data, "cpu")
+    images = study.images
+    if not study.has_images:
+        here = f"no images; what is recorded of {images.name} ({images.fingerprint}) is drawn, nothing can be trained"
+        return Finding("data", True, here)
     return Finding(
         "data",
         True,

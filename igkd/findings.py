@@ -486,10 +486,10 @@ def _of_second_teacher(study: Study) -> list[Statement]:
     ]
     ahead = f"the mean of {' and of '.join(gained)} is" if gained else "no arm is"
     different = found[(found.reference != "Student") & (found.p_holm < 0.05)].reference
-    told = f"{' and '.join(different)} can be told" if len(different) else "none can be told"
+    told = f"{' and '.join(different)} can be told" if len(different) else "no arm can be told"
     return [
         Statement(
-            f"With signals of a second teacher {ahead} ahead of Student; from the same arms with the first teacher's, {told}.",
+            f"With signals of a second teacher {ahead} ahead of Student; {told} from the same arm with the first teacher's.",
             f"The second is the same network, trained on the same images: {second.run.recipe.name}, "
             f"{second.outcome['accuracy']:.2%}; the first: {own.run.recipe.name}, {own.outcome['accuracy']:.2%}. Less Student: "
             f"{gains}. Less the same arms with the first teacher's: {changes} ({found.n.min()} pairs, notebook 03).",
@@ -572,7 +572,7 @@ def _of_the_papers_size(study: Study) -> list[Statement]:
     gain = statistics.compare_recorded(runs, [("KD+IG", "Student")], pair_by="seed").iloc[0]
     decided = (
         f"KD+IG less Student is {_points(gain)}, {gain.n} of {study.profile.num_seeds} declared pairs"
-        f"{', so not yet a verdict' if gain.n < study.profile.num_seeds else ''} (published means: {100 * (theirs['KD+IG'] - theirs['Student']):+.2f})"
+        f"{', so not yet a verdict' if gain.n < study.profile.num_seeds else ''} (published Monte Carlo means: {100 * (theirs['KD+IG'] - theirs['Student']):+.2f})"
         if gain.n >= 2
         else "single runs do not tell arms apart"
     )

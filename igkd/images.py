@@ -302,7 +302,7 @@ def load_images(name: str, data: str | Path | None = None, download: bool = Fals
     """
     if name == "digits":
         if data is not None or download:
-            raise InputError("the digits come with scikit-learn; leave out --data")
+            raise InputError("the digits of the demo come with scikit-learn; leave out --data, or add --profile laptop")
         return _digits()
     if name != "cifar10":
         raise InputError(f"there is no image set {name!r}; choose digits or cifar10")

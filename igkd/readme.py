@@ -301,7 +301,7 @@ def claims(root: Path) -> str:
             each.claim.says,
             each.published,
             f"{each}; **at the paper's size{so_far} {at_size}**" if sized else str(each),
-            (f"{each.n}; {at_size.n}" if sized else each.n) or "–",
+            (f"{each.n}; {at_size.n}" + " so far" * bool(so_far) if sized else each.n) or "–",
             f"**{judged.verdict}**: {judged.why}",
             released,
         )
