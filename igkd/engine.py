@@ -16,18 +16,18 @@ from functools import cache, cached_property
 from itertools import groupby, takewhile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, cpu_count, delayed
 
-from igkd.cost import Measurements, multiply_accumulates
+from igkd.cost import Measurements
 from igkd.device import Compute, machine_name, pick_compute
 from igkd.errors import InputError, MissingImages, TrainingError, ctrl_c_for_us_alone, first_line
 from igkd.experiments import NOTEBOOKS, Plan, Planned, Profile, profile, teacher_run
 from igkd.images import CIFAR10_CLASSES, ImageSet, RecordedImages, Subset, load_images
 from igkd.methods import RECIPES
 from igkd.models import (
-    Architecture,
     MobileNetV2,
     attention_tap,
     compression_factor,
@@ -35,9 +35,9 @@ from igkd.models import (
     load_weights,
     weights_metadata,
 )
-from igkd.runs import Record, Run, SignalSpec, Store, write_atomically
+from igkd.runs import Record, Run, SignalSpec, Store, unpack_predictions, write_atomically
 from igkd.signals import Signals, Teacher, load_maps, load_signals, needed, of_variant
-from igkd.training import takes_long, train, trains_alone
+from igkd.training import train, trains_alone
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED_TEACHER = "teacher-cifar10.safetensors"
@@ -45,6 +45,8 @@ SHIPPED_TEACHER = "teacher-cifar10.safetensors"
 SECOND_TEACHER = "second-teacher-cifar10.safetensors"
 #: Training images of CIFAR-10 that make a study one of the paper's size.
 FULL_SIZE = 40_000
+#: Seconds that a reader waits for a recorded network to be trained again, because its weights are not here.
+PATIENCE = 300
 #: The environment variable that names a file into which progress is written, for whoever shows it.
 PROGRESS = "IGKD_PROGRESS"
 #: What ends one run and lets others go on: besides its own errors a full disk, and too little memory, of which PyTorch on
@@ -104,7 +106,6 @@ class Study:
         self._teachers: dict[str, Teacher] = {}
         #: Fingerprint of the images before the profile takes some of them.
         self._source: str | None = None
-        self._per_image: dict[Architecture, int] = {}
 
     @cached_property
     def images(self) -> ImageSet | RecordedImages:
@@ -300,7 +301,9 @@ class Study:
         """
         path = self.store.find_weights(run.key)
         if path is None:
-            if not self.has_images or (self.compute.device == "cpu" and takes_long(self.work(run))):
+            record = self.store.find(run.key)
+            takes_long = self.compute.device == "cpu" and record and record.provenance["seconds"] > PATIENCE
+            if not self.has_images or takes_long:
                 return None
             self.log(f"the weights of run {run.key} are not here; it is trained again")
             self.train(run)
@@ -461,6 +464,22 @@ class Study:
         except ONE_RUN as error:
             return item, first_line(error)
 
+    def predictions(self, planned: list[Planned]) -> np.ndarray:
+        """Predicted classes (runs, images) uint8 of recorded runs that are scored on the same images.
+
+        Raises
+        ------
+        InputError
+            If a run is not recorded, or its record is of the first edition, which kept no predictions.
+        """
+        records = [self.store.find(item.run.key) for item in planned]
+        without = [
+            describe(item) for item, record in zip(planned, records) if not (record and "predictions" in record.outcome)
+        ]
+        if without:
+            raise InputError(f"there are no predictions of {without[0]}; train it with --force")
+        return np.stack([unpack_predictions(record.outcome["predictions"]) for record in records])
+
     def table(self, planned: list[Planned]) -> pd.DataFrame:
         """The records that are here, one row a planned run."""
         rows = []
@@ -527,16 +546,6 @@ class Study:
         if self.has_images:
             return Measurements(here, self.compute.describe())
         return Measurements(here if here.exists() else brought)
-
-    def work(self, run: Run) -> float:
-        """Multiply-accumulates of all forward passes of a training: what its time is estimated from."""
-        if run.architecture not in self._per_image:
-            with torch.device("cpu"):
-                cut, width = run.architecture.blocks_removed, run.architecture.width
-                model = MobileNetV2(self.images.num_classes, cut, width)
-            self._per_image[run.architecture] = multiply_accumulates(model, self.images.size)
-        n = self.images.n_train * (1 - run.subset.validation) * run.subset.fraction
-        return self._per_image[run.architecture] * n * run.recipe.num_epochs
 
     def _map_progress(self, done: int, total: int) -> None:
         self._progress(done, total, "", unit="attribution maps")
