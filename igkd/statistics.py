@@ -4,6 +4,7 @@ A table of runs has one row a run: ``arm``, ``seed``, ``accuracy`` (a fraction).
 statsmodels'. Where nothing can be said, because runs are too few or do not vary, numbers are NaN; nothing stops.
 """
 
+import warnings
 from bisect import bisect_left
 
 import numpy as np
@@ -18,6 +19,7 @@ from igkd.errors import InputError
 from igkd.methods import ARMS
 
 TINY = 1e-12  # rounding leaves a spread of about 1e-16 in differences of accuracies that are all equal
+COLUMNS = ["arm", "reference", "n", "n_reference", "mean", "mean_reference", "difference", "low", "high", "p"]
 
 
 def compare(runs: pd.DataFrame, pairs, pair_by: str | None = "seed", value: str = "accuracy") -> pd.DataFrame:
@@ -31,26 +33,21 @@ def compare(runs: pd.DataFrame, pairs, pair_by: str | None = "seed", value: str 
     InputError
         If an arm has two runs with the same `pair_by`.
     """
-    rows = []
+    rows, runs = [], runs.set_index(pair_by) if pair_by else runs
     for arm, reference in pairs:
-        a, b = (runs[runs.arm == name].dropna(subset=value) for name in (arm, reference))
+        a, b = (runs.loc[runs.arm == name, value].dropna() for name in (arm, reference))
         if pair_by:
-            if a[pair_by].duplicated().any() or b[pair_by].duplicated().any():
+            if not (a.index.is_unique and b.index.is_unique):
                 raise InputError(f"{arm} or {reference} has two runs with the same {pair_by}; pairs need one run each")
-            both = a.merge(b, on=pair_by, suffixes=("", "_reference"))
-            a, b = both[value], both[f"{value}_reference"]
-        else:
-            a, b = a[value], b[value]
-        row = {"arm": arm, "reference": reference, "n": len(a), "n_reference": len(b), "mean": a.mean()}
-        row |= {"mean_reference": b.mean(), "difference": a.mean() - b.mean()}
+            a, b = a.align(b, join="inner")
+        row = [arm, reference, len(a), len(b), a.mean(), b.mean(), a.mean() - b.mean()]
         spreads = [np.ptp(sample) for sample in ([a - b] if pair_by else [a, b]) if min(len(a), len(b)) >= 2]
         if max(spreads, default=0) > TINY:
-            test = stats.ttest_rel(a, b) if pair_by else stats.ttest_ind(a, b, equal_var=False)
-            row["low"], row["high"] = test.confidence_interval()
-            row["p"] = test.pvalue
-        rows.append(row)
-    measured = ["n", "n_reference", "mean", "mean_reference", "difference", "low", "high", "p"]
-    table = pd.DataFrame(rows, columns=["arm", "reference", *measured])
+            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # that one arm does not vary
+                test = stats.ttest_rel(a, b) if pair_by else stats.ttest_ind(a, b, equal_var=False)
+            row += [*test.confidence_interval(), test.pvalue]
+        rows.append(dict(zip(COLUMNS, row)))
+    table = pd.DataFrame(rows, columns=COLUMNS)
     return table.assign(p_holm=holm(table.p))
 
 
@@ -63,8 +60,8 @@ def holm(p: pd.Series) -> pd.Series:
 def in_points(compared: pd.DataFrame, *by: str):
     """What `compare` found as a styled table, in percentage points; `by`: columns that stand before the arms."""
     columns = {"n": "n", "difference": "points", "low": "95 % from", "high": "to", "p": "p", "p_holm": "p (Holm)"}
-    shown = compared.set_index([*by, "arm", "reference"]).filter(columns).rename(columns=columns)
-    shown = shown.rename_axis(index={"reference": "less"})
+    shown = compared.rename(columns={"reference": "minus"}).set_index([*by, "arm", "minus"])
+    shown = shown.filter(columns).rename(columns=columns)
     points = ["points", "95 % from", "to"]
     shown[points] *= 100
     return shown.style.format("{:.2g}", na_rep="–").format("{:+.2f}", subset=points, na_rep="–").format(subset="n")
@@ -83,9 +80,7 @@ def factorial(runs: pd.DataFrame, block: str | None = None) -> pd.DataFrame:
     """
     if set(runs.arm) != set(ARMS):
         raise InputError(f"the design needs runs of exactly {', '.join(ARMS)}, not of {', '.join(set(runs.arm))}")
-    levels = {
-        factor: runs.arm.str.split("+").apply(lambda on, f=factor: f in on) - 0.5 for factor in ("KD", "IG", "AT")
-    }
+    levels = runs.arm.str.get_dummies("+")[["KD", "IG", "AT"]] - 0.5
     with np.errstate(all="ignore"):  # no run is left to estimate the error
         fit = ols("accuracy ~ KD * IG * AT" + (f" + C({block})" if block else ""), runs.assign(**levels)).fit()
         table = pd.concat([fit.params, fit.conf_int(), fit.pvalues], axis=1)
@@ -98,9 +93,8 @@ def factorial(runs: pd.DataFrame, block: str | None = None) -> pd.DataFrame:
 
 def t_interval(values) -> tuple[float, float]:
     """95 % confidence interval of a mean; for seaborn's ``errorbar=``."""
-    if len(values) < 2:
-        return np.nan, np.nan
-    return stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    values = pd.Series(values, dtype=float)
+    return stats.t.interval(0.95, len(values) - 1, values.mean(), values.sem())
 
 
 def spread(*samples) -> tuple[float, float, float]:
@@ -112,15 +106,16 @@ def spread(*samples) -> tuple[float, float, float]:
     return tuple(float(np.sqrt(squares / x)) for x in (df, *stats.chi2.ppf([0.975, 0.025], df)))
 
 
-def _power(effect: float, n: float, paired: bool, alpha: float) -> float:
-    df, noncentrality = (n - 1, n * effect**2) if paired else (2 * n - 2, n * effect**2 / 2)
-    # The square of t is F; statsmodels' TTestPower adds two tails of t, of which SciPy returns some as NaN.
-    return float(np.clip(stats.ncf.sf(stats.f.isf(alpha, 1, df), 1, df, noncentrality), 0, 1))
-
-
 def power(difference: float, sd: float, n: int, *, paired: bool = True, alpha: float = 0.05) -> float:
     """How often n runs of each arm (pairs if `paired`, then `sd` is that of their differences) find this difference."""
-    return _power(difference / sd, n, paired, alpha) if n >= 2 and sd > TINY else np.nan
+    if not (n >= 2 and sd > TINY):
+        return np.nan
+    df, pairs = (n - 1, n) if paired else (2 * n - 2, n / 2)
+    # The square of t is F; statsmodels' TTestPower adds two tails of t, of which SciPy returns some as NaN. SciPy's F is 0 without effect.
+    return float(np.clip(stats.ncf.sf(stats.f.isf(alpha, 1, df), 1, df, pairs * (difference / sd) ** 2), alpha, 1))
+
+
+_power = power  # for functions with an argument of that name
 
 
 def smallest_difference(n: int, sd: float, *, power: float = 0.8, paired: bool = True, alpha: float = 0.05) -> float:
@@ -130,24 +125,22 @@ def smallest_difference(n: int, sd: float, *, power: float = 0.8, paired: bool =
     if not (n >= 2 and sd > TINY):
         return np.nan
     most = 1.0
-    while _power(most, n, paired, alpha) < power:
+    while _power(most, 1, n, paired=paired, alpha=alpha) < power:
         most *= 2
-    return sd * optimize.brentq(lambda effect: _power(effect, n, paired, alpha) - power, 0, most)
+    return sd * optimize.brentq(lambda x: _power(x, 1, n, paired=paired, alpha=alpha) - power, 0, most)
 
 
 def runs_needed(difference: float, sd: float, *, power: float = 0.8, paired: bool = True, alpha: float = 0.05) -> float:
     """Runs of each arm (pairs if `paired`) that find a true difference of this size; NaN if no number can."""
-    if not (abs(difference) > 0 and smallest_difference(2, sd, power=power, paired=paired, alpha=alpha) > 0):
+    if not abs(difference) > 0 or np.isnan(smallest_difference(2, sd, power=power, paired=paired, alpha=alpha)):
         return np.nan
     most = 2
-    while _power(difference / sd, most, paired, alpha) < power:
+    while _power(difference, sd, most, paired=paired, alpha=alpha) < power:
         most *= 2
-    return bisect_left(range(most), power, lo=2, key=lambda n: _power(difference / sd, n, paired, alpha))
+    return bisect_left(range(most), power, 2, key=lambda n: _power(difference, sd, n, paired=paired, alpha=alpha))
 
 
-def luck(
-    n: int, rng: np.random.Generator, *, num_arms: int = 4, sd: float = 1.0, correlation: float = 0.0
-) -> pd.DataFrame:
+def luck(n: int, rng: np.random.Generator, num_arms: int = 4, sd: float = 1, correlation: float = 0) -> pd.DataFrame:
     """What 4000 simulated studies find in which all arms are the same: one row a study, p-values and gains.
 
     `correlation` is that of runs of one pair. ``any_arm`` is the smallest p-value of all arms, ``any_look`` that of
@@ -213,14 +206,7 @@ def test_set_share(predictions, labels) -> tuple[float, float, float]:
     covariance of two different images, which a larger test set would keep; above 1 it is cut, as chance put it there.
     Source: K. Jordan, On the variance of neural network training (2023), arXiv:2304.01910.
     """
-    right = np.equal(predictions, labels)
-    n_seeds, n = right.shape
-    if n_seeds < 2 or n < 2:
-        return np.nan, np.nan, np.nan
-    of_image = right.var(axis=0, ddof=1).mean()
-    variances = np.square(spread(right.mean(axis=1)))
-    share = (of_image / np.where(variances > 0, variances, np.nan) - 1) / (n - 1)
-    return tuple(float(part) for part in np.clip(share, 0, 1)[[0, 2, 1]])
-
-
-test_set_share.__test__ = False  # pytest would otherwise try to run a function of this name
+    right = pd.DataFrame(np.equal(predictions, labels), dtype=float)  # its variance of a single seed is a silent NaN
+    variance, low, high = np.square(spread(right.mean(axis=1)))
+    variances = np.array([variance or np.nan, high, low])
+    return tuple(np.clip((right.var().mean() / variances - 1) / (right.shape[1] - 1), 0, 1).tolist())
