@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,17 +142,31 @@ def test_a_run_that_fails_leaves_the_others_alone(cluster, tmp_path, monkeypatch
     assert len(again.store.keys()) == 1
 
 
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [
-        ("head", "give HOST:PORT"),
-        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
-        ("127.0.0.1:99999", "no Ray cluster answers"),
-    ],
-)
-def test_an_address_without_a_cluster_is_said_in_one_line(address, message, tmp_path):
+def test_what_is_queued_when_the_time_is_up_is_left(cluster, tmp_path):
+    """On one core the second waits for the first, which comes to its end."""
     from igkd.cluster import connected
 
-    with pytest.raises(InputError, match=message) as caught, connected(study_in(tmp_path), address):
-        pass
+    study = study_in(tmp_path)
+    first, *others = (student(study, seed=seed, num_epochs=300) for seed in range(3))
+    started = []
+
+    def on_time():
+        return not started or time.monotonic() - started[0] < 3
+
+    def doing(what):
+        started.append(time.monotonic())
+
+    with connected(study):
+        done = list(study.train_all([first, *others], on_time, doing))
+    assert [item.run.key for item, _ in done] == [first.run.key]
+    assert done[0][1].run == first.run
+
+
+@pytest.mark.parametrize("address", ["head", "127.0.0.1:1", "127.0.0.1:99999"])
+def test_an_address_without_a_cluster_is_said_in_one_line(address, tmp_path):
+    from igkd.cluster import connected
+
+    with pytest.raises(InputError, match=f"no Ray cluster at {address}.*HOST:PORT") as caught:
+        with connected(study_in(tmp_path), address):
+            pass
     assert len(str(caught.value).splitlines()) == 1

@@ -212,6 +212,7 @@ def test_a_right_answer_is_right(number, answer):
     assert str(verdict) == f"{number}: right"
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # of a student's 0 / 0
 @pytest.mark.parametrize(("number", "answer", "hint"), WRONG, ids=[f"{number} {hint}" for number, _, hint in WRONG])
 def test_a_wrong_answer_gets_the_hint_for_its_mistake(number, answer, hint):
     verdict = check(number, answer, **GIVEN.get(number, {}))
