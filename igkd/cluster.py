@@ -80,12 +80,11 @@ def _train_all(study: Study, items: list[Planned], on_time, doing) -> Iterator[t
         raise InputError(f"the cluster has no {'GPU' if device == 'cuda' else 'core'} to train on; add a machine")
     failed = study.prepare_signals(items, on_time)
     task, images, signals, queued = ray.remote(_train), ray.put(study.images), {}, {}
+    yield from ((item, failed[needed(item.run)]) for item in items if needed(item.run) in failed)
+    left = [item for item in items if needed(item.run) not in failed]
     # Those that need a whole machine or a whole GPU first, because others would hardly leave them one.
-    for item in sorted(items, key=lambda item: not trains_alone(item.run)):
+    for item in sorted(left, key=lambda item: not trains_alone(item.run)):
         kind, alone = needed(item.run), trains_alone(item.run)
-        if kind in failed:
-            yield item, failed[kind]
-            continue
         if not on_time():
             break
         if kind not in signals:
