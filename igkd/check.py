@@ -472,7 +472,7 @@ def _paired_p(answer) -> None:
 
 @_exercise("06.2", "a weight for each class, as a dict or a Series by class name")
 def _weights_for_a_tie(answer) -> None:
-    table = published.imagenet_subset().query("metric == 'class_accuracy'")
+    table = published.table("imagenet_subset").query("metric == 'class_accuracy'")
     per_class = table.pivot(index="class_name", columns="arm", values="computed")
     difference = 100 * (per_class["KD+IG"] - per_class["Student"])
     if not isinstance(answer, dict | pd.Series):
