@@ -34,6 +34,7 @@ from igkd.cost import read_measurement
 from igkd.engine import Study
 from igkd.methods import ARMS, RECIPES
 
+UNKNOWN = (np.nan, np.nan)
 SIZE = "the paper's claims: CIFAR-10, 50,000 training images, a student 4.12x smaller"
 
 
@@ -196,8 +197,8 @@ DIFFERENCES_FROM_THE_PAPER = pd.DataFrame(
         ("n", "ten runs an arm, no seeds known; 60 on subsets", "pairs that share the seed: as many as each claim declares",
          "none; the interval is narrower than without pairs"),
         ("estimate", "best of ten against best of ten", "mean of the pairs, last epoch", "published gain up"),
-        ("known before the declaration", "", "three pairs of C1 from the first edition: -0.36, -0.39, -0.23 points "
-         "(old teacher, old recipe)", "none: they are not pooled"),
+        ("known beforehand", "", "three pairs of C1 with the first edition's teacher and recipe: -0.36, -0.39, -0.23 points",
+         "none: they are not pooled"),
     ],
     columns=["aspect", "paper", "here", "may push"],
 )  # fmt: skip
@@ -237,9 +238,43 @@ def verdict(
     return "no gain" if -margin < narrow[0] and narrow[1] < margin else "inconclusive"
 
 
-def _points(estimate: float, interval: tuple[float, float] = (np.nan, np.nan)) -> str:
+def _points(estimate: float, interval: tuple[float, float] = UNKNOWN) -> str:
     low, high = interval
     return f"{100 * estimate:+.2f}" + ("" if np.isnan(low) else f" [{100 * low:+.2f}, {100 * high:+.2f}]") + " points"
+
+
+def examine(claim: Claim, gains: pd.Series, complete: bool, p: float) -> dict[str, str]:
+    """The row of one claimed gain.
+
+    Parameters
+    ----------
+    claim : Claim
+    gains : Series
+        Arm minus reference, a value a pair.
+    complete : bool
+        See `verdict`.
+    p : float
+        After Holm's correction.
+    """
+    n, estimate, sd, margin = len(gains), gains.mean(), gains.std(), abs(claim.published.mean) / 2
+    test = stats.ttest_1samp(gains, 0) if n >= claim.declared else None
+    interval, narrow = (test.confidence_interval(level) if test else UNKNOWN for level in (0.95, 0.9))
+    low, high = claim.published.prediction(n, sd) if complete else UNKNOWN
+    row = {
+        "the paper says": claim.says,
+        "published": _points(claim.published.mean),
+        "here": _points(estimate, interval) if n else "–",
+        "n": f"{n}" if n >= claim.declared else f"{n} of {claim.declared}",
+        "verdict": verdict(complete, estimate, interval, narrow, p, low, margin),
+        "notebook": claim.notebook,
+    }
+    if complete:
+        row["gain"] = f"{'yes' if interval[0] > 0 and p < 0.05 else 'no'} (p = {p:.2g}, Holm over {len(GAINS)})"
+        row["size"] = "below" if estimate < low else "above" if estimate > high else "inside"
+        row["size"] += f" [{100 * low:+.2f}, {100 * high:+.2f}]"
+    if row["verdict"] == "inconclusive" and sd > 0:
+        row["pairs that would decide"] = str(statistics.runs_needed(margin, sd, paired=True))
+    return row
 
 
 def _gain_rows(study: Study) -> dict[str, dict]:
@@ -247,32 +282,12 @@ def _gain_rows(study: Study) -> dict[str, dict]:
     pairs = {number: claim.pairs(study, claim) for number, claim in GAINS.items()}
     gains = {number: each[GAINS[number].arm] - each[GAINS[number].reference] for number, each in pairs.items()}
     complete = {number: study.full_size and len(gains[number]) >= claim.declared for number, claim in GAINS.items()}
-    tests = {number: stats.ttest_1samp(each, 0) if len(each) > 1 else None for number, each in gains.items()}
-    p = statistics.holm(pd.Series([tests[number].pvalue if complete[number] else np.nan for number in GAINS]))
-    rows = {}
-    for (number, claim), corrected in zip(GAINS.items(), p, strict=True):
-        each, stated, n = gains[number], claim.published, len(gains[number])
-        row = {"the paper says": claim.says, "published": _points(stated.mean), "here": "–", "n": f"{n} of {claim.declared}",
-               "verdict": "open", "notebook": claim.notebook}  # fmt: skip
-        if n:
-            row["here"] = _points(each.mean())
-        if n >= claim.declared:
-            interval = tests[number].confidence_interval(0.95)
-            row["here"] = _points(each.mean(), interval)
-        if complete[number]:
-            sd, narrow = each.std(), tests[number].confidence_interval(0.9)
-            low, high = stated.prediction(n, sd)
-            margin = abs(stated.mean) / 2
-            row["verdict"] = verdict(True, each.mean(), interval, narrow, corrected, low, margin)
-            row["gain"] = (
-                f"{'yes' if interval[0] > 0 and corrected < 0.05 else 'no'} (p = {corrected:.2g}, Holm over 5)"
-            )
-            where = "below" if each.mean() < low else "above" if each.mean() > high else "inside"
-            row["size"] = f"{where} [{100 * low:+.2f}, {100 * high:+.2f}]"
-            if row["verdict"] == "inconclusive" and sd > 0:
-                row["pairs that would decide"] = statistics.runs_needed(margin, sd, paired=True)
-        rows[number] = row
-    return rows
+    p = pd.Series([stats.ttest_1samp(gains[number], 0).pvalue if complete[number] else 1.0 for number in GAINS])
+    corrected = statistics.holm(p.fillna(1.0))
+    return {
+        number: examine(claim, gains[number], complete[number], each)
+        for (number, claim), each in zip(GAINS.items(), corrected, strict=True)
+    }
 
 
 def _latency(study: Study) -> dict:
@@ -283,9 +298,8 @@ def _latency(study: Study) -> dict:
     # what was measured here goes before what the repository brings
     for path in (*study.latency_files, study.root / "bench" / "latency-laptop.json"):
         if path.exists():
-            times = read_measurement(path, "steady_state")[0].query(
-                "blocks_removed == 5 and width == 1 and batch_size == 1"
-            )
+            times = read_measurement(path, "steady_state")[0]
+            times = times.query("blocks_removed == 5 and width == 1 and batch_size == 1")
             low, high, needed = times.ratio_low.iloc[0], times.ratio_high.iloc[0], slow / fast / 2
             decided = "not reproduced" if high < needed else "reproduced" if low >= needed else "inconclusive"
             return row | {"here": f"{times.ratio.iloc[0]:.2f} [{low:.2f}, {high:.2f}] times",
@@ -318,8 +332,8 @@ def write_ledger(study: Study) -> pd.DataFrame:
     parts = {
         f"Claims, profile {study.profile.name}": claims.reset_index(),
         "Where this study differs from the paper": DIFFERENCES_FROM_THE_PAPER,
-        "Published statistics, computed anew from published data": published.recomputed().fillna("–"),
-        "Figures and tables of the paper": published.table("figures").fillna("–"),
+        "Published statistics, computed anew from published data": published.recomputed().astype(object).fillna("–"),
+        "Figures and tables of the paper": published.table("figures").astype(object).fillna("–"),
     }
     study.figures.mkdir(parents=True, exist_ok=True)
     for ending, write, heading in (

@@ -19,5 +19,5 @@ def renewed(text: str, study: Study) -> str:
     """Text with the table between ``<!-- claims -->`` and ``<!-- end -->`` made anew."""
     table = claims_table(study)
     return re.sub(
-        r"(<!-- claims -->\n).*?(<!-- end -->)", lambda found: f"{found[1]}{table}\n{found[2]}", text, flags=re.S
+        r"(<!-- claims -->\n).*?(<!-- end -->)", lambda found: f"{found[1]}{table}\n{found[2]}", text, flags=re.DOTALL
     )
