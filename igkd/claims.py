@@ -1,27 +1,31 @@
 """The declaration of the study: the paper's seven claims, what is measured for each, and the rules of the verdicts.
 
-Five claims are about a gain. Each is examined on pairs of runs that share seed, images and initial weights. The declared
-pairs are 10 seeds (C1, C3), 10 random subsets (C4), 8 compression factors, each the mean of two seeds or more (C5), and 5
-seeds or more scored by balanced accuracy on all images of the mapped classes (C6). Two questions are asked of the difference,
-arm minus reference:
+Five claims are about a gain. Each is examined on pairs of runs that share seed, images and initial weights. The
+declared pairs are 10 seeds (C1, C3), 10 random subsets (C4), 8 compression factors, each the mean of two seeds or
+more (C5), and 5 seeds or more scored by balanced accuracy on all images of the mapped classes (C6). Two questions are
+asked of the difference, arm minus reference:
 
-1. Is there a gain? Yes if the 95 % interval lies above 0 and p is below 0.05 after Holm's correction over the five claims.
-2. Is its size the published one? Yes if it lies inside the 95 % prediction interval of the published difference of means:
-   where the mean of as many new pairs as ours would lie if the published runs were right. Its spread is that of the
-   published runs (C5: over factors; C6, of which one pair is published: that of our pairs). The published gain of the best
-   of ten runs over the best of ten is not used.
+1. Is there a gain? Yes if the 95 % interval lies above 0 and p is below 0.05 after Holm's correction over the five
+   claims.
+2. Is its size the published one? Yes if it lies inside the 95 % prediction interval of the published difference of
+   means: where the mean of as many new pairs as ours would lie if the published runs were right. Its spread is that
+   of the published runs (C5: over factors; C6, of which one pair is published: that of our pairs). The published gain
+   of the best of ten runs over the best of ten is not used.
 
 The first of these rules that applies gives the verdict:
 
-- **open**: fewer pairs than declared, or runs of another size than the claim is about. An estimate of fewer pairs is shown
-  without an interval, because an interval that one looks at until it pleases is none.
+- **open**: fewer pairs than declared, or runs of another size than the claim is about. An estimate of fewer pairs is
+  shown without an interval, because an interval that one looks at until it pleases is none.
 - **contradicted**: the 95 % interval lies below 0.
 - **smaller than published**: there is a gain, and it lies below the prediction interval.
 - **reproduced**: there is a gain, and it lies in or above the prediction interval.
-- **no gain**: the 90 % interval lies within plus or minus half the published difference of means (two one-sided tests).
-- **inconclusive**: none of these. The ledger says how many pairs would find half the published difference with 80 % power.
+- **no gain**: the 90 % interval lies within plus or minus half the published difference of means (two one-sided
+  tests).
+- **inconclusive**: none of these. The ledger says how many pairs would find half the published difference with 80 %
+  power.
 
-Beside them stands the probability of improvement: the share of pairs in which the arm is ahead, with its 95 % interval.
+Beside them stands the probability of improvement: the share of pairs in which the arm is ahead, with its 95 %
+interval.
 
 C2 is about a ratio of times: **reproduced** if its interval reaches half the published ratio with its lower end,
 **not reproduced** if it lies below, inconclusive otherwise. C7 is decided by counting.
@@ -194,7 +198,7 @@ DIFFERENCES_FROM_THE_PAPER = pd.DataFrame([
     ("estimate", "best of ten against best of ten", "mean of the pairs, last epoch", "published gain up"),
     ("known beforehand, C1", "", "three pairs with the first edition's teacher and recipe: -0.36, -0.39, -0.23 points",
      "none: they are not pooled"),
-    ("known beforehand, C5", "", "five pairs at 1122x, first edition: -0.62 points in the mean", "none: they are not pooled"),
+    ("known beforehand, C5", "", "five pairs at 1122x, first edition: mean -0.62 points", "none: they are not pooled"),
 ], columns=["aspect", "paper", "here", "may push"])  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The published numbers as tables, and what follows from them alone.
 
-The files ``igkd/published/*.csv`` hold the numbers as their authors state them. Every row names its source: a file of the
-authors' public repository (nordlinglab/ModelCompression-IntegratedGradients) at a commit, or an arXiv version.
+The files ``igkd/published/*.csv`` hold the numbers as their authors state them. Every row names its source: a file of
+the authors' public repository (nordlinglab/ModelCompression-IntegratedGradients) at a commit, or an arXiv version.
 """
 
 from importlib.resources import files
@@ -47,7 +47,7 @@ def ablation_runs(earlier: bool = False) -> pd.DataFrame:
 
 
 def monte_carlo_values() -> pd.DataFrame:
-    """One value a run (``arm``, ``accuracy``) for Student and KD+IG, spread evenly over the digitised bars of the figure.
+    """One value a run (``arm``, ``accuracy``) for Student and KD+IG, spread evenly over the digitised bars.
 
     Runs above the figure lie up to where the sample has the published variance.
     """
