@@ -441,7 +441,7 @@ def ledger_line(study) -> str:
     """Write the ledger of the claims and say in a line what is in it."""
     from igkd.claims import write_ledger
 
-    verdicts = [finding.verdict for finding in write_ledger(study)]
+    verdicts = list(write_ledger(study).verdict)
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
     ledger = (study.figures / "ledger.html").relative_to(REPOSITORY)
     return f"claims, on the data of the {study.profile.name} profile: {counts}; see {ledger}"

@@ -1,5 +1,5 @@
 """python -m igkd: evaluate measures a network from a file, export writes one as ONNX, cut makes the image set of the
-records from CIFAR-10's official files, readme renews README.md and docs/."""
+records from CIFAR-10's official files, readme renews the claims in README.md."""
 
 import argparse
 import io
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     cut = commands.add_parser("cut", help="write the cut of CIFAR-10's training images that the records are of")
     cut.add_argument("--data", required=True, help="the official files: the folder they are in, or 'download'")
     cut.add_argument("--npz", required=True, metavar="FILE", help="where to write it")
-    commands.add_parser("readme", help="make the generated parts of README.md and docs/ anew")
+    commands.add_parser("readme", help="make the table of the claims in README.md anew")
     options = parser.parse_args(arguments)
     return exit_code("igkd", lambda: run(options))
 
@@ -95,11 +95,12 @@ def exit_code(program: str, work: Callable[[], int]) -> int:
 
 
 def renew_readme() -> int:
-    """Write README.md and docs/ with their generated parts made anew."""
-    from igkd.readme import documents, rendered
+    """Write the table of the claims in README.md anew."""
+    from igkd.engine import Study
+    from igkd.report import renewed
 
-    for path in documents(ROOT):
-        path.write_text(rendered(path.read_text(), ROOT))
+    path = ROOT / "README.md"
+    path.write_text(renewed(path.read_text(), Study("paper", device="cpu", root=ROOT)))
     return 0
 
 

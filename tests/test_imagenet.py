@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from igkd import published as paper
 from igkd.errors import InputError
 from igkd.imagenet import WAYS, load_imagenet, mapping
 from igkd.images import CIFAR10_CLASSES
-from igkd.published import imagenet_subset
 
 AIRLINER, MOVING_VAN, PICKUP, SORREL, TENCH = "n02690373", "n03796401", "n03930630", "n02389026", "n01440764"
 AIRPLANE, AUTOMOBILE, HORSE, TRUCK = (
@@ -56,7 +56,12 @@ def downsampled(folder: Path, synsets, per_synset=2, protocol=4) -> np.ndarray:
 
 def test_the_mapping_gives_the_published_numbers_of_images():
     """50 validation images a synset; the counts are those that the authors' notebook printed."""
-    images = imagenet_subset().query("arm == 'Teacher' and metric == 'class_accuracy'").set_index("class_name").images
+    images = (
+        paper.table("imagenet_subset")
+        .query("arm == 'Teacher' and metric == 'class_accuracy'")
+        .set_index("class_name")
+        .images
+    )
     table = mapping()
     published = table[table.cifar10 != ""]
     assert (50 * published.groupby("cifar10").size()).to_dict() == images.to_dict()
