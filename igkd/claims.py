@@ -19,10 +19,10 @@ The first of these rules that applies gives the verdict:
 - **contradicted**: the 95 % interval lies below 0.
 - **smaller than published**: there is a gain, and it lies below the prediction interval.
 - **reproduced**: there is a gain, and it lies in or above the prediction interval.
-- **no gain**: the 90 % interval lies within plus or minus half the published difference of means (two one-sided
-  tests).
-- **inconclusive**: none of these. The ledger says how many pairs would find half the published difference with 80 %
-  power.
+- **no gain**: the 90 % interval lies within plus or minus the margin (two one-sided tests). The margin is half the
+  published difference of means; for C3, whose published difference is no gain (-0.16 points), it is 0.2 points.
+- **inconclusive**: none of these. The ledger says how many pairs would find a difference as large as the margin with
+  80 % power.
 
 Beside them stands the probability of improvement: the share of pairs in which the arm is ahead, with its 95 %
 interval.
@@ -44,6 +44,8 @@ from igkd.engine import Study
 from igkd.methods import ARMS, RECIPES
 
 UNKNOWN = (np.nan, np.nan)
+#: The margin of a claim whose published difference of means is no gain, as a fraction.
+SMALLEST_GAIN = 0.002
 SIZE = "the paper's claims: CIFAR-10, 50,000 training images, a student 4.12x smaller"
 
 
@@ -217,7 +219,7 @@ def verdict(complete: bool, estimate: float, interval, narrow, p: float, smalles
     smallest : float
         Lower end of the prediction interval.
     margin : float
-        Half the published difference of means, without its sign.
+        Half the published difference of means, or `SMALLEST_GAIN`.
     """
     if not complete:
         return "open"
@@ -246,7 +248,8 @@ def examine(claim: Claim, gains: pd.Series, complete: bool, p: float) -> dict[st
     p : float
         After Holm's correction.
     """
-    n, estimate, sd, margin = len(gains), gains.mean(), gains.std(), abs(claim.published.mean) / 2
+    n, estimate, sd = len(gains), gains.mean(), gains.std()
+    margin = claim.published.mean / 2 if claim.published.mean > 0 else SMALLEST_GAIN
     test = stats.ttest_1samp(gains, 0) if n >= claim.declared else None
     interval, narrow = (test.confidence_interval(level) if test else UNKNOWN for level in (0.95, 0.9))
     low, high = claim.published.prediction(n, sd) if complete else UNKNOWN
