@@ -134,7 +134,7 @@ def evaluate_file(weights: str, data: str, normalize: str | None = None, device:
     from igkd.training import evaluate
 
     compute = pick_compute(device)
-    images = load_images("cifar10", data)
+    images = load_images("cifar10", data, test_alone=True)
     asked = {"none": ((0.0,) * 3, (1.0,) * 3), "cifar10": CIFAR10_MEAN_STD, None: None}[normalize]
     model = load_weights(weights, images.num_classes, asked)
     mean, std = model.mean.flatten(), model.std.flatten()

@@ -110,7 +110,7 @@ class Study:
     def images(self) -> ImageSet | RecordedImages:
         """The profile's images; without the data, what the records tell of them."""
         try:
-            images = load_images(self.profile.dataset, self.data)
+            images = load_images(self.profile.dataset, self.data, log=self.log)
         except MissingImages as missing:
             return self._recorded_images(missing)
         self._source = images.fingerprint
