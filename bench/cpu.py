@@ -165,7 +165,7 @@ def needed(blocks_removed: int) -> dict:
     import torch
     from torch import nn
 
-    from igkd.cost import multiply_accumulates
+    from igkd.costs import multiply_accumulates
     from igkd.models import MobileNetV2
 
     model = MobileNetV2(10, blocks_removed)

@@ -178,7 +178,7 @@ def export_run(key: str, path: str, int8: bool = False, data: str = "") -> int:
     InputError
         If the weights are not here, or the images are not the run's.
     """
-    from igkd.deploy import export_onnx, predict_onnx, quantize
+    from igkd.costs import export_onnx, predict_onnx, quantize
     from igkd.device import pick_compute
     from igkd.engine import Study
     from igkd.experiments import PROFILES

@@ -17,7 +17,7 @@ from scipy import integrate, stats
 from torch import Tensor
 from torch.nn import functional as F
 
-from igkd import cost, published, shift, statistics
+from igkd import costs, other_images, published, statistics
 from igkd.attribution import quadrature
 from igkd.augment import rescale
 from igkd.errors import InputError
@@ -226,7 +226,7 @@ def _soften(answer) -> None:
 
 @_exercise("01.1", "the number of blocks removed")
 def _half_the_operations(answer) -> None:
-    table = cost.sizes().set_index("blocks removed")
+    table = costs.sizes().set_index("blocks removed")
     halved = table.index[table["MAC ratio"] >= 2].min()
     slips = {
         "there the parameters are halved; multiplications are counted in another column":
@@ -507,7 +507,7 @@ def _balanced(answer) -> None:
     }  # fmt: skip
     with np.errstate(invalid="ignore"):
         found = _result(answer, counts)
-    _compare(found, shift.measures(counts)["balanced_accuracy"], slips)
+    _compare(found, other_images.measures(counts)["balanced_accuracy"], slips)
 
 
 # -- 07 · compression sweep ------------------------------------------------------------------------
@@ -544,7 +544,7 @@ def _width_of_equal_operations(answer) -> None:
     _expect(answer, Architecture)
     if answer.blocks_removed != 1 or answer.width == 1:
         raise Wrong("narrow all layers, and leave out the head alone: Architecture(1, width)")
-    cut, narrowed = cost.costs([Architecture(5), answer]).to_dict("records")
+    cut, narrowed = costs.sizes([Architecture(5), answer]).to_dict("records")
     ratio = narrowed["million MACs"] / cut["million MACs"]
     if abs(ratio - 1) <= 0.02:
         return

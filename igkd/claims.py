@@ -18,8 +18,8 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from igkd import experiments, published, shift, statistics
-from igkd.cost import multiply_accumulates, read_measurement
+from igkd import experiments, other_images, published, statistics
+from igkd.costs import multiply_accumulates, read_measurement
 from igkd.device import machine_name
 from igkd.engine import REPOSITORY, Study
 from igkd.methods import ARMS, RECIPES
@@ -431,10 +431,10 @@ def _c6(study: Study) -> Finding:
         "teacher gets right, one network an arm"
     )
     declared = [item for item in experiments.factorial(study.plan) if item.labels["arm"] in ("KD+IG", "Student")]
-    seen, runs = shift.kept(study, declared, "imagenet"), study.table(declared)
+    seen, runs = other_images.kept(study, declared, "imagenet"), study.table(declared)
     measured, scored = pd.DataFrame(), ""
     if not seen.empty and not runs.empty:
-        measured = seen[seen.condition == shift.ALL].merge(runs[["key", "n_train"]], on="key")
+        measured = seen[seen.condition == other_images.ALL].merge(runs[["key", "n_train"]], on="key")
         measured = measured.assign(accuracy=measured.balanced_accuracy)
         scored = f"; scored on {seen.images.iloc[0]}"
     return gain(claim, stated, study, declared, "KD+IG", "Student", balanced / 2, measured, scored)

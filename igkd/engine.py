@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from joblib import Parallel, cpu_count, delayed
 
-from igkd.cost import Measurements, multiply_accumulates
+from igkd.costs import Measurements, multiply_accumulates
 from igkd.device import Compute, machine_name, pick_compute
 from igkd.errors import InputError, MissingImages, TrainingError, ctrl_c_for_us_alone, first_line
 from igkd.experiments import NOTEBOOKS, Plan, Planned, Profile, profile, teacher_run

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from igkd import experiments, published, shift, statistics
-from igkd.cost import read_measurement
+from igkd import experiments, other_images, published, statistics
+from igkd.costs import read_measurement
 from igkd.device import machine_name
 from igkd.engine import Study
 from igkd.errors import MissingImages
@@ -615,7 +615,7 @@ def _of_steps(study: Study) -> list[Statement]:
 
 
 def _of_corruption(study: Study) -> list[Statement]:
-    seen = shift.kept(study, experiments.factorial(study.plan), "robustness")
+    seen = other_images.kept(study, experiments.factorial(study.plan), "robustness")
     if seen.empty or not {"IG", "Student"} <= set(seen.arm):
         return []
     seen["kind"] = seen.condition.str.split(" ").str[0]
@@ -623,16 +623,16 @@ def _of_corruption(study: Study) -> list[Statement]:
     gain = (accuracy["IG"] - accuracy["Student"]).dropna()
     if len(gain) < 2:
         return []
-    kinds = gain.drop(columns=shift.CLEAN)
-    more = statistics.compare(kinds.mean(axis=1), gain[shift.CLEAN], paired=True)
-    changes = kinds.mean() - gain[shift.CLEAN].mean()
+    kinds = gain.drop(columns=other_images.CLEAN)
+    more = statistics.compare(kinds.mean(axis=1), gain[other_images.CLEAN], paired=True)
+    changes = kinds.mean() - gain[other_images.CLEAN].mean()
     most = (changes * (1 if more.difference > 0 else -1)).idxmax()
-    without = statistics.compare(kinds.drop(columns=most).mean(axis=1), gain[shift.CLEAN], paired=True)
+    without = statistics.compare(kinds.drop(columns=most).mean(axis=1), gain[other_images.CLEAN], paired=True)
     return [
         Statement(
             f"From clean to corrupted test images IG less Student changes by {_points(more)}, most where the {most} changes.",
             f"IG less Student, corrupted ({', '.join(kinds)}): {100 * kinds.mean().mean():+.2f} points, clean: "
-            f"{100 * gain[shift.CLEAN].mean():+.2f} ({len(gain)} seeds). Without {most}, left out because it is the largest, "
+            f"{100 * gain[other_images.CLEAN].mean():+.2f} ({len(gain)} seeds). Without {most}, left out because it is the largest, "
             f"the difference is {_points(without)} (notebook 06).",
         )
     ]

@@ -308,11 +308,13 @@ def load_images(
         for part in [each for each in ("train", "test") if (path / each).is_dir()]:
             if class_folders(path / part) != classes:
                 raise InputError(f"{path}: train and test do not have the same class folders; give both every class")
-            arrays[f"{part}_images"], arrays[f"{part}_labels"], said = read_folder(path / part, numbered)
-            log(said)
+            images, labels, left_out = read_folder(path / part, numbered)
+            arrays |= {f"{part}_images": images, f"{part}_labels": labels}
+            why = "".join(f", {n} {reason}" for reason, n in left_out.items())
+            log(f"{path / part}: {len(images):,} images loaded, {left_out.total():,} files left out{why}")
     elif path.suffix == ".npz" and path.is_file():
-        arrays = read_npz(path)
-        classes = tuple(arrays.pop("class_names").tolist())
+        arrays = read_npz(path, (*_ARRAYS, "class_names"))
+        classes = arrays["class_names"]
     else:
         raise InputError(f"{path} is {'not one of the forms known' if path.exists() else 'not there'}; {_WAYS}")
     return _checked(path, arrays, classes, test_alone)
@@ -358,8 +360,8 @@ def cut_official(images: ImageSet, n_train: int = 40_000) -> dict[str, np.ndarra
     return dict(zip(_ARRAYS, cut, strict=True)) | {"class_names": np.array(images.class_names)}
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Those of the five arrays that an ``.npz`` file has; ``class_names`` as strings.
+def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Those of the arrays `names` that an ``.npz`` file has; ``class_names`` as a tuple of strings.
 
     Raises
     ------
@@ -369,12 +371,12 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         # Never unpickled: a pickle from elsewhere can run any code.
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in (*_ARRAYS, "class_names") if name in file}
-        return arrays | {"class_names": arrays["class_names"].astype(str)}
+            arrays = {name: file[name] for name in names if name in file}
+        return arrays | {"class_names": tuple(arrays["class_names"].astype(str).tolist())}
     # What NumPy and zipfile raise depends on what is wrong: damage, encryption, compression, no room in memory.
     except Exception as error:
-        ways = f"write {', '.join(_ARRAYS)}, class_names with numpy.savez, without object arrays"
-        raise InputError(f"{path} cannot be read ({first_line(error)}); {ways}") from error
+        how = f"write {', '.join(names)} with numpy.savez, without object arrays"
+        raise InputError(f"{path} cannot be read ({first_line(error)}); {how}") from error
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
@@ -383,7 +385,9 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in found if entry.is_dir() and entry.name[0] != "."))
 
 
-def read_folder(folder: Path, numbered: dict[str, int], side: int | None = None) -> tuple[np.ndarray, np.ndarray, str]:
+def read_folder(
+    folder: Path, numbered: dict[str, int], side: int | None = None
+) -> tuple[np.ndarray, np.ndarray, Counter[str]]:
     """Read ``<class>/*`` like `torchvision.datasets.ImageFolder`: its endings, its order, folders within folders.
 
     Hidden files, among them the ``._x.png`` that macOS leaves, and folders that are no class are left out. Photographs
@@ -401,8 +405,8 @@ def read_folder(folder: Path, numbered: dict[str, int], side: int | None = None)
     -------
     images : ndarray (N, H, W, 3) uint8
     labels : ndarray (N,) int64
-    said : str
-        How many images were loaded, and how many files were left out and why.
+    left_out : Counter
+        Reason -> number of files that were left out.
 
     Raises
     ------
@@ -431,9 +435,7 @@ def read_folder(folder: Path, numbered: dict[str, int], side: int | None = None)
     for image, (file, _) in zip(images, samples, strict=True):
         if image.shape != images[0].shape:
             raise InputError(f"{file} has not the size of {samples[0][0]}; bring all images to one size")
-    why = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
-    said = f"{folder}: {len(images):,} images loaded, {left_out.total():,} files left out{f' ({why})' if why else ''}"
-    return np.stack(images), np.array([label for _, label in samples]), said
+    return np.stack(images), np.array([label for _, label in samples]), left_out
 
 
 def _read_image(file: str, side: int | None) -> np.ndarray:

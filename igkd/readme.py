@@ -9,7 +9,7 @@ import pandas as pd
 
 from igkd import experiments, published
 from igkd.claims import OPEN, ledger
-from igkd.cost import multiply_accumulates
+from igkd.costs import multiply_accumulates
 from igkd.device import machine_name
 from igkd.engine import SECOND_TEACHER, SHIPPED_TEACHER, Study
 from igkd.experiments import NOTEBOOKS

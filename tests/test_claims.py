@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from igkd import claims, experiments, published, shift
-from igkd.cost import Measurements
+from igkd import claims, experiments, other_images, published
+from igkd.costs import Measurements
 from igkd.engine import Study
 from igkd.errors import MissingImages
 from igkd.images import CIFAR10_CLASSES, RecordedImages
@@ -116,8 +116,8 @@ def keep_evaluations(study, answers, fingerprint="f" * 16, teacher=None):
         ):
             counts[row, [row, 9]] = right, of - right
         teacher = study.plan.teacher_key if teacher is None else teacher
-        confusions = {shift.ALL: counts.tolist(), shift.TEACHER_CORRECT: counts.T.tolist()}
-        kept = shift.Evaluation("imagenet", item.run.key, fingerprint, "made up", teacher, "", confusions, "")
+        confusions = {other_images.ALL: counts.tolist(), other_images.TEACHER_CORRECT: counts.T.tolist()}
+        kept = other_images.Evaluation("imagenet", item.run.key, fingerprint, "made up", teacher, "", confusions, "")
         path = study.store.root / "shift" / "imagenet" / f"{item.run.key}-{fingerprint}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(kept)))

@@ -1,4 +1,6 @@
-"""Trained networks on images that differ from those they were trained on: what they answer is counted and kept.
+"""Trained networks on other images than those they were trained on: ImageNet's, and corrupted ones.
+
+Which ImageNet synset (a WordNet number such as n02690373) belongs to which class of CIFAR-10 is data, `mapping`.
 
 A confusion matrix of counts is all that is kept of an evaluation, because every measure here follows from it. It lies
 in ``records/shift/<name>/<key of the run>-<fingerprint of the images>.json``, so that figures and verdicts are redrawn
@@ -7,9 +9,13 @@ where neither the weights nor the images are.
 
 import hashlib
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.resources import files
 from math import ceil
 from pathlib import Path
 
@@ -22,11 +28,19 @@ from torchvision.transforms.v2 import functional as transform
 from igkd.engine import Study
 from igkd.errors import InputError
 from igkd.experiments import Planned
-from igkd.imagenet import ImageNetSubset
+from igkd.images import CIFAR10_CLASSES, check_arrays, class_folders, read_folder, read_npz
 from igkd.models import MobileNetV2, state_digest
 from igkd.runs import write_atomically
 from igkd.training import predict
 
+#: The environment variable that says where the ImageNet images are.
+VARIABLE = "IGKD_IMAGENET"
+#: How to get them; the end of every message about missing or damaged ones.
+WAYS = (
+    "(1) the ILSVRC 2012 validation images of image-net.org sorted into val/<synset>/*, (2) a folder test/<class>/* with "
+    "CIFAR-10's class names, or (3) an .npz file with test_images, test_labels and class_names; name it in the "
+    f"environment variable {VARIABLE} or with -p imagenet PATH"
+)
 #: Kinds of corruption and their levels: JPEG quality, standard deviation of the noise as a share of the range of
 #: pixels, standard deviation of the blur in pixels, factors of contrast (about the mean grey) and of brightness.
 CORRUPTIONS = {
@@ -40,6 +54,123 @@ CLEAN = "clean"
 #: Groups of the ImageNet images: all of them, and those that the teacher gets right.
 ALL, TEACHER_CORRECT = "all", "teacher_correct"
 _NOISE_SEED = 0
+_SIDE = 32  # of an ImageNet image, in pixels
+
+
+@dataclass(frozen=True, eq=False)
+class ImageNetSubset:
+    """ImageNet images with CIFAR-10 labels.
+
+    Attributes
+    ----------
+    images : ndarray (N, 32, 32, 3) uint8
+    labels : ndarray (N,) int64
+        Indices into `igkd.images.CIFAR10_CLASSES`; classes may be missing.
+    left_out : int
+        Files that were found and belong to no mapped class, or are no images.
+    source : str
+        What they were read from, in words.
+    by_synset : bool
+        Whether the labels come from synsets through `mapping`, so that its correction can be asked for.
+    corrected : bool
+        Whether the labels follow the corrected mapping.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    left_out: int
+    source: str
+    by_synset: bool
+    corrected: bool = False
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of a SHA-256 over shape, pixels and labels."""
+        digest = hashlib.sha256(repr(self.images.shape).encode())
+        digest.update(np.ascontiguousarray(self.images))
+        digest.update(self.labels.astype("<i8"))
+        return digest.hexdigest()[:16]
+
+    def __str__(self) -> str:
+        mapping = "corrected mapping" if self.corrected else "published mapping"
+        how = mapping if self.by_synset else "classes as the source has them"
+        return f"{len(self.images):,} images from {self.source}, {how}, {self.left_out:,} others left out"
+
+
+def mapping() -> pd.DataFrame:
+    """The published mapping of synsets to classes, and what may be corrected in it.
+
+    Returns
+    -------
+    DataFrame
+        One row a synset: ``wnid``, ``name``, ``cifar10`` (the published class; empty for a synset that the published
+        mapping does not have), ``corrected`` (the class in the corrected mapping; empty where it is left out),
+        ``debatable`` (why the two differ; empty where they do not), ``source``.
+    """
+    with files("igkd").joinpath("published", "imagenet_mapping.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file, dtype=str, keep_default_na=False)
+
+
+def load_imagenet(path: str | Path | None = None, corrected: bool = False) -> ImageNetSubset:
+    """Load the ImageNet images of the mapped classes.
+
+    Parameters
+    ----------
+    path : str or Path, optional
+        The environment variable IGKD_IMAGENET if not given. One of
+
+        - a folder with ``val/<synset>/*``, the ILSVRC validation images at any size: brought to 32x32 with a box
+          filter, not cropped, as downsampled ImageNet is (Chrabaszcz et al. 2017);
+        - a folder with ``test/<class>/*``, named as CIFAR-10's classes are, of any size too;
+        - an ``.npz`` file with ``test_images`` (N, 32, 32, 3) uint8, ``test_labels`` (N,) and ``class_names``.
+    corrected : bool, default False
+        Take the corrected mapping instead of the published one; for the first form only, because the other two come
+        with classes.
+
+    Raises
+    ------
+    InputError
+        If nothing is found, what is found is damaged, or the correction is not possible.
+
+    Notes
+    -----
+    Of CINIC-10 only the files ``n*.png`` are from ImageNet: copy those. ImageNet 32x32 (``val_data``, a pickle: of a
+    copy that you trust) becomes the third form by::
+
+        batch = pickle.load(open("val_data", "rb"))
+        wnids = [line.split()[0] for line in open("map_clsloc.txt")]
+        known = mapping().set_index("wnid").cifar10.reindex(wnids).fillna("")
+        numpy.savez("imagenet.npz", test_images=batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1),
+                    test_labels=pandas.factorize(known)[0][numpy.array(batch["labels"]) - 1],
+                    class_names=pandas.factorize(known)[1].astype(str))
+    """
+    given = path or os.environ.get(VARIABLE)
+    if not given:
+        raise InputError(f"no ImageNet images were named; get {WAYS}")
+    path = Path(os.path.expanduser(given))
+    folder = next((each for each in (path / "val", path / "test", path) if class_folders(each)), None)
+    by_synset = folder is not None and any(re.fullmatch(r"n\d{8}", name) for name in class_folders(folder))
+    if corrected and not by_synset:
+        raise InputError(f"{path} has no synsets, so they cannot be mapped anew; get (1) of: {WAYS}")
+    numbers = {name: number for number, name in enumerate(CIFAR10_CLASSES)}
+    if folder is not None and any(folder.glob("*/cifar10-*")):
+        raise InputError(f"{folder} has images of CIFAR-10 (cifar10-*); copy only those of ImageNet, n*.png")
+    if folder is not None:
+        column = mapping().set_index("wnid")["corrected" if corrected else "cifar10"]
+        numbered = {wnid: numbers[name] for wnid, name in column.items() if name} if by_synset else numbers
+        images, labels, left_out = read_folder(folder, numbered, _SIDE)
+        source = "the ILSVRC validation images" if by_synset else "a folder"
+        return ImageNetSubset(images, labels, left_out.total(), source, by_synset, corrected)
+    if not (path.suffix == ".npz" and path.is_file()):
+        raise InputError(f"{path} is {'none of the forms known' if path.exists() else 'not there'}; get {WAYS}")
+    arrays = read_npz(path, ("test_images", "test_labels", "class_names"))
+    images, labels, names = arrays.values()
+    check_arrays(str(path), images, labels, names)
+    known = np.array([numbers.get(name, -1) for name in names])[labels]
+    if images.shape[1:3] != (_SIDE, _SIDE) or not (known >= 0).any():
+        raise InputError(f"{path} has no images of {_SIDE}x{_SIDE} pixels with CIFAR-10's class names; get {WAYS}")
+    mapped = known >= 0
+    return ImageNetSubset(images[mapped], known[mapped], int((~mapped).sum()), "an .npz file", False)
 
 
 @dataclass(frozen=True)
@@ -91,21 +222,15 @@ def measures(confusion) -> dict:
     """
     counts = np.asarray(confusion, dtype=float)
     total, true, answered = counts.sum(), counts.sum(1), counts.sum(0)
-    if not total:
-        nothing = np.full(len(counts), np.nan)
-        return dict.fromkeys(("accuracy", "balanced_accuracy", "kappa"), np.nan) | {
-            "per_class_accuracy": nothing,
-            "n_test": 0,
+    with np.errstate(invalid="ignore"):  # where nothing is counted, 0 / 0 is NaN
+        accuracy, by_chance, recall = counts.trace() / total, true @ answered / total**2, counts.diagonal() / true
+        return {
+            "accuracy": float(accuracy),
+            "balanced_accuracy": float(recall[true > 0].sum() / np.count_nonzero(true)),
+            "kappa": float((accuracy - by_chance) / (1 - by_chance)),
+            "per_class_accuracy": recall,
+            "n_test": int(total),
         }
-    accuracy, by_chance = counts.trace() / total, float(true @ answered) / total**2
-    recall = np.divide(np.diag(counts), true, out=np.full(len(counts), np.nan), where=true > 0)
-    return {
-        "accuracy": float(accuracy),
-        "balanced_accuracy": float(np.nanmean(recall)),
-        "kappa": float((accuracy - by_chance) / (1 - by_chance)) if by_chance < 1 else np.nan,
-        "per_class_accuracy": recall,
-        "n_test": int(total),
-    }
 
 
 def corrupted(images: np.ndarray, kind: str, level: float) -> np.ndarray:
@@ -126,22 +251,19 @@ def corrupted(images: np.ndarray, kind: str, level: float) -> np.ndarray:
     -----
     The transforms are torchvision's (``torchvision.transforms.v2.functional``).
     """
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    if kind == "JPEG":
-        x = transform.jpeg(x, int(level))
-    elif kind == "noise":
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-            torch.manual_seed(_NOISE_SEED)
-            x = transform.gaussian_noise(x, sigma=level)
-    elif kind == "blur":
-        x = transform.gaussian_blur(x, 2 * ceil(3 * level) + 1, level)
-    elif kind == "contrast":
-        x = transform.adjust_contrast(x, level)
-    elif kind == "brightness":
-        x = transform.adjust_brightness(x, level)
-    else:
+    if kind not in CORRUPTIONS:
         raise InputError(f"no corruption {kind!r}; choose one of: {', '.join(CORRUPTIONS)}")
-    return x.permute(0, 2, 3, 1).contiguous().numpy()
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    with torch.random.fork_rng(devices=[]):  # torchvision draws noise from the global generator
+        torch.manual_seed(_NOISE_SEED)
+        made = {
+            "JPEG": lambda: transform.jpeg(x, int(level)),
+            "noise": lambda: transform.gaussian_noise(x, sigma=level),
+            "blur": lambda: transform.gaussian_blur(x, 2 * ceil(3 * level) + 1, level),
+            "contrast": lambda: transform.adjust_contrast(x, level),
+            "brightness": lambda: transform.adjust_brightness(x, level),
+        }[kind]()
+    return made.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def conditions(images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
