@@ -10,11 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pandas as pd
 import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from scipy import stats
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -178,11 +175,16 @@ class Measurements:
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         of = {"machine": machine, "versions": versions} if self.measures else {}
         try:
-            self.content = of if self.measures and not self.path.exists() else json.loads(self.path.read_text())
-            self.content = self.content if self.content.items() >= of.items() else of
-            self.machine = f"{machine_name(self.content['machine'])} ({self.content['machine']['device']})"
-        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            kept = of if self.measures and not self.path.exists() else json.loads(self.path.read_text())
+            kept["machine"]["name"], kept["versions"]["torch"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} holds no measurements ({error!r}); delete it, run notebook 07 again") from error
+        self.content = kept if kept.items() >= of.items() else of
+
+    @property
+    def machine(self) -> str:
+        """The machine in words."""
+        return f"{machine_name(self.content['machine'])} ({self.content['machine']['device']})"
 
     def __str__(self) -> str:
         return f"measured on {self.machine}, torch {self.content['versions']['torch']}; kept in {self.path.name}"
@@ -289,6 +291,9 @@ def quantize(path: Path, quantized: Path, images: np.ndarray) -> None:
     images : ndarray (N, H, W, 3) uint8
         Typical images, a few hundred, from which the ranges of the activations are taken.
     """
+    # Here and below, because every training imports this module, and ONNX Runtime takes half a second.
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Images(CalibrationDataReader):
         batches = iter(torch.from_numpy(images).split(32))
@@ -306,28 +311,31 @@ def quantize(path: Path, quantized: Path, images: np.ndarray) -> None:
         prepared.unlink(missing_ok=True)
 
 
-def session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
-    """Open an ONNX file; `threads` of the processor, 0 for all cores."""
+def _network(path: Path, threads: int = 0) -> Callable[[Tensor], np.ndarray]:
+    """An ONNX file as a function of a batch (B, 3, H, W); `threads` of the processor, 0 for all cores."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Threads that wait actively for the next call take the cores of what is measured, or runs, beside.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises classes of its own that it does not export
         raise InputError(f"{path} cannot be opened by ONNX Runtime ({first_line(error)})") from error
+    return lambda batch: opened.run(None, {"images": batch.contiguous().numpy()})[0]
 
 
 def predict_onnx(path: Path, images: np.ndarray) -> np.ndarray:
     """Logits (N, num_classes) float32 of uint8 images (N, H, W, 3)."""
-    opened, parts = session(path), torch.from_numpy(images).split(BATCH)
-    return np.concatenate([opened.run(None, {"images": as_input(part).contiguous().numpy()})[0] for part in parts])
+    network = _network(path)
+    return np.concatenate([network(as_input(part)) for part in torch.from_numpy(images).split(BATCH)])
 
 
-def onnx_call(path: Path, batch: Tensor, threads: int = 0) -> Callable[[], object]:
+def onnx_call(path: Path, batch: Tensor, threads: int = 0) -> Callable[[], np.ndarray]:
     """A call that sends `batch` (B, 3, H, W) through an ONNX file, for `latency`."""
-    opened, inputs = session(path, threads), {"images": batch.contiguous().numpy()}
-    return lambda: opened.run(None, inputs)
+    network, batch = _network(path, threads), batch.contiguous()
+    return lambda: network(batch)
 
 
 def compare_runtimes(

@@ -73,16 +73,6 @@ def test_digits_are_all_of_scikit_learns_each_once(digits):
     assert (labels[nearest] == bunch.target[:50]).all()
 
 
-def test_digits_split_is_stratified_and_a_mirrored_digit_is_another(digits):
-    total = np.bincount(load_digits().target)
-    test = np.bincount(digits.test_labels)
-    assert len(digits.test_labels) == 450
-    assert (np.abs(test - total / 4) <= 1).all()
-    assert (np.bincount(digits.train_labels) + test == total).all()
-    assert digits.flip is False
-    assert digits.class_names == tuple("0123456789") and digits.num_classes == 10 and digits.size == (16, 16)
-
-
 # Fingerprint and constants
 
 
@@ -155,12 +145,6 @@ def test_validation_is_the_same_for_every_seed_and_fraction_and_the_training_ima
     assert (first != second).any()
 
 
-def test_the_share_is_rounded_to_the_nearest_image():
-    labels = np.repeat([0, 1], 50)
-    # 0.29 * 100 is 28.999999999999996 in floating point.
-    assert len(train_indices(labels, Subset(0.29))) == 29
-
-
 @pytest.mark.parametrize("values", [(0.1,), (0.999,), (1, 0, 0.1), (1, 0, 0.95)])
 def test_a_subset_that_cannot_have_every_class_is_refused(values):
     subset = Subset(*values)
@@ -212,15 +196,6 @@ def test_cifar10_is_known_by_its_classes_and_gets_the_published_constants(tmp_pa
     images = load_images("cifar10", tmp_path / "renamed.npz")
     assert images.name == "cifar10"
     assert images.mean_std == ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
-
-
-def test_the_environment_names_the_data_and_the_argument_wins(tmp_path, monkeypatch):
-    np.savez(tmp_path / "one.npz", **random_arrays())
-    np.savez(tmp_path / "two.npz", **random_arrays())
-    monkeypatch.setenv("IGKD_DATA", str(tmp_path / "one.npz"))
-    assert load_images("cifar10").name == "one"
-    assert load_images("cifar10", tmp_path / "two.npz").name == "two"
-    assert load_images("digits").name == "digits"
 
 
 ARRAYS = random_arrays()
@@ -417,11 +392,6 @@ def test_official_files_are_found_and_read(official, data):
         np.testing.assert_array_equal(getattr(images, field), official[field])
     assert images.train_labels.dtype == np.int64
     assert (images.name, images.class_names, images.flip) == ("cifar10", CIFAR10_CLASSES, True)
-
-
-def test_the_same_images_have_one_fingerprint_from_every_source(official, tmp_path):
-    np.savez(tmp_path / "same.npz", **official)
-    assert load_images("cifar10").fingerprint == load_images("cifar10", tmp_path / "same.npz").fingerprint
 
 
 @pytest.mark.parametrize("name", ["data_batch_1", "data_batch_5", "test_batch", "batches.meta"])
