@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import confusion_matrix
 from torchvision.transforms.v2 import functional as transform
 
 from igkd.engine import Study
@@ -55,6 +54,8 @@ CLEAN = "clean"
 ALL, TEACHER_CORRECT = "all", "teacher_correct"
 _NOISE_SEED = 0
 _SIDE = 32  # of an ImageNet image, in pixels
+#: What is counted of a network: conditions with their confusion matrices.
+Count = Callable[[MobileNetV2], Iterable[tuple[str, np.ndarray]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,24 +154,27 @@ def load_imagenet(path: str | Path | None = None, corrected: bool = False) -> Im
     if corrected and not by_synset:
         raise InputError(f"{path} has no synsets, so they cannot be mapped anew; get (1) of: {WAYS}")
     numbers = {name: number for number, name in enumerate(CIFAR10_CLASSES)}
-    if folder is not None and any(folder.glob("*/cifar10-*")):
-        raise InputError(f"{folder} has images of CIFAR-10 (cifar10-*); copy only those of ImageNet, n*.png")
     if folder is not None:
+        if any(folder.glob("*/cifar10-*")):
+            raise InputError(f"{folder} has images of CIFAR-10 (cifar10-*); copy only those of ImageNet, n*.png")
         column = mapping().set_index("wnid")["corrected" if corrected else "cifar10"]
         numbered = {wnid: numbers[name] for wnid, name in column.items() if name} if by_synset else numbers
         images, labels, left_out = read_folder(folder, numbered, _SIDE)
         source = "the ILSVRC validation images" if by_synset else "a folder"
         return ImageNetSubset(images, labels, left_out.total(), source, by_synset, corrected)
-    if not (path.suffix == ".npz" and path.is_file()):
+    if not path.is_file():
         raise InputError(f"{path} is {'none of the forms known' if path.exists() else 'not there'}; get {WAYS}")
-    arrays = read_npz(path, ("test_images", "test_labels", "class_names"))
-    images, labels, names = arrays.values()
-    check_arrays(str(path), images, labels, names)
-    known = np.array([numbers.get(name, -1) for name in names])[labels]
-    if images.shape[1:3] != (_SIDE, _SIDE) or not (known >= 0).any():
+    names = ("test_images", "test_labels", "class_names")
+    arrays = read_npz(path, names)
+    if missing := set(names) - set(arrays):
+        raise InputError(f"{path} lacks {', '.join(sorted(missing))}; get {WAYS}")
+    images, labels, classes = arrays.values()
+    check_arrays(str(path), images, labels, classes)
+    labels = np.array([numbers.get(name, -1) for name in classes])[labels]
+    mapped = labels >= 0
+    if images.shape[1:3] != (_SIDE, _SIDE) or not mapped.any():
         raise InputError(f"{path} has no images of {_SIDE}x{_SIDE} pixels with CIFAR-10's class names; get {WAYS}")
-    mapped = known >= 0
-    return ImageNetSubset(images[mapped], known[mapped], int((~mapped).sum()), "an .npz file", False)
+    return ImageNetSubset(images[mapped], labels[mapped], int((~mapped).sum()), "an .npz file", False)
 
 
 @dataclass(frozen=True)
@@ -290,14 +294,14 @@ def on_imagenet(study: Study, planned: list[Planned], subset: ImageNetSubset) ->
     int
         Runs that could not be evaluated, because their weights are not here (see `Study.student`).
     """
-    right: list[np.ndarray] = []
+    right: list[np.ndarray] = []  # filled when a network is evaluated, as that may need no teacher
 
-    def count(model: MobileNetV2) -> dict[str, np.ndarray]:
+    def count(model: MobileNetV2) -> Iterator[tuple[str, np.ndarray]]:
         if not right:
             right.append(_answers(study.teacher().model, subset.images, study) == subset.labels)
-        answers, classes = _answers(model, subset.images, study), study.images.num_classes
-        groups = {ALL: slice(None), TEACHER_CORRECT: right[0]}
-        return {group: _confusion(subset.labels[rows], answers[rows], classes) for group, rows in groups.items()}
+        answers = _answers(model, subset.images, study)
+        for group, rows in ((ALL, slice(None)), (TEACHER_CORRECT, right[0])):
+            yield group, _confusion(subset.labels[rows], answers[rows], study)
 
     name = "imagenet-corrected" if subset.corrected else "imagenet"
     return _evaluate(study, planned, name, subset.fingerprint, str(subset), study.plan.teacher_key, count)
@@ -311,19 +315,16 @@ def under_corruption(study: Study, planned: list[Planned]) -> int:
     int
         Runs that could not be evaluated, because their weights are not here (see `Study.student`).
     """
-    images = study.images
     made: dict[str, np.ndarray] = {}
 
-    def count(model: MobileNetV2) -> dict[str, np.ndarray]:
+    def count(model: MobileNetV2) -> Iterator[tuple[str, np.ndarray]]:
         if not made:
-            made.update(conditions(images.test_images))
-        return {
-            condition: _confusion(images.test_labels, _answers(model, pictures, study), images.num_classes)
-            for condition, pictures in made.items()
-        }
+            made.update(conditions(study.images.test_images))
+        for condition, pictures in made.items():
+            yield condition, _confusion(study.images.test_labels, _answers(model, pictures, study), study)
 
-    name, fingerprint = "robustness", robustness_fingerprint(study)
-    return _evaluate(study, planned, name, fingerprint, f"{images.n_test:,} test images", "", count)
+    fingerprint, images = robustness_fingerprint(study), f"{study.images.n_test:,} test images"
+    return _evaluate(study, planned, "robustness", fingerprint, images, "", count)
 
 
 def robustness_fingerprint(study: Study) -> str:
@@ -352,56 +353,40 @@ def kept(study: Study, planned: list[Planned], name: str, fingerprint: str | Non
         (ndarray), ``images`` (in words), ``fingerprint``. Empty if nothing is kept.
     """
     keys = {item.run.key for item in planned}
-    found = [path for path in _folder(study, name).glob("*-*.json") if path.stem.split("-")[0] in keys]
+    found = [path for path in study.store.root.glob(f"shift/{name}/*-*.json") if path.stem.split("-")[0] in keys]
     read = [evaluation for path in found if (evaluation := _read(path)).teacher in ("", study.plan.teacher_key)]
     if fingerprint is None and read:
         counts = Counter(each.fingerprint for each in read)
         fingerprint = min(counts, key=lambda one: (-counts[one], one))
     by_key = {each.run: each for each in read if each.fingerprint == fingerprint}
-    return pd.DataFrame(
-        [
-            item.labels
-            | {"key": item.run.key, "condition": condition}
-            | measures(confusion)
-            | {"confusion": np.array(confusion), "images": by_key[item.run.key].images, "fingerprint": fingerprint}
-            for item in planned
-            if item.run.key in by_key
-            for condition, confusion in by_key[item.run.key].confusions.items()
-        ]
-    )
+    rows = []
+    for item in [each for each in planned if each.run.key in by_key]:
+        found = by_key[item.run.key]
+        for condition, confusion in found.confusions.items():
+            of = {"key": found.run, "condition": condition, "confusion": np.array(confusion)}
+            of |= {"images": found.images, "fingerprint": fingerprint}
+            rows.append(item.labels | of | measures(confusion))
+    return pd.DataFrame(rows)
 
 
-def _evaluate(
-    study: Study,
-    planned: list[Planned],
-    name: str,
-    fingerprint: str,
-    images: str,
-    teacher: str,
-    count: Callable[[MobileNetV2], dict[str, np.ndarray]],
-) -> int:
+def _evaluate(study: Study, planned, name: str, fingerprint: str, images: str, teacher: str, count: Count) -> int:
     without_weights, done = 0, 0
     for item in planned:
         key = item.run.key
-        path = _folder(study, name) / f"{key}-{fingerprint}.json"
+        path = study.store.root / "shift" / name / f"{key}-{fingerprint}.json"
         if path.exists() and _read(path).teacher == teacher:
             continue
         model = study.teacher().model if key == study.plan.teacher_key else study.student(item.run)
         if model is None:
             without_weights += 1
             continue
-        confusions = {condition: counts.tolist() for condition, counts in count(model).items()}
-        machine = study.compute.describe()["name"]
+        machine, confusions = study.compute.describe()["name"], {name: each.tolist() for name, each in count(model)}
         evaluation = Evaluation(name, key, fingerprint, images, teacher, state_digest(model), confusions, machine)
         write_atomically(path, (json.dumps(asdict(evaluation)) + "\n").encode())
         done += 1
     if done:
         study.log(f"{name}: {done} networks evaluated")
     return without_weights
-
-
-def _folder(study: Study, name: str) -> Path:
-    return study.store.root / "shift" / name
 
 
 def _read(path: Path) -> Evaluation:
@@ -415,7 +400,7 @@ def _answers(model: MobileNetV2, images: np.ndarray, study: Study) -> np.ndarray
     return predict(model, images, study.compute).argmax(1).numpy()
 
 
-def _confusion(labels: np.ndarray, answers: np.ndarray, num_classes: int) -> np.ndarray:
-    if not len(labels):  # scikit-learn refuses to count nothing
-        return np.zeros((num_classes, num_classes), int)
-    return confusion_matrix(labels, answers, labels=np.arange(num_classes))
+def _confusion(labels: np.ndarray, answers: np.ndarray, study: Study) -> np.ndarray:
+    counts = np.zeros((study.images.num_classes,) * 2, int)
+    np.add.at(counts, (labels, answers), 1)
+    return counts
