@@ -193,14 +193,3 @@ def test_a_run_of_each_profile_is_exported(profile, cifar10, tmp_path, monkeypat
     assert f"{record.outcome['n_test']} of {record.provenance['data']} (fingerprint {record.run.data})" in said
     assert f"{record.outcome['accuracy']:.2%} by PyTorch" in said
     assert onnx.load(tmp_path / "x.onnx").graph.node
-
-
-def test_a_run_of_other_images_is_not_exported(cifar10, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("igkd.engine.REPOSITORY", tmp_path)
-    command, record = exported_run("laptop", cifar10, tmp_path / "x.onnx")
-    with np.load(cifar10) as arrays:
-        few = {name: arrays[name] if name == "class_names" else arrays[name][:100] for name in arrays}
-    np.savez(tmp_path / "few.npz", **few)  # fewer than the profile takes
-    assert main([*command, "--data", str(tmp_path / "few.npz")]) == 2
-    assert f"with the fingerprint {record.run.data}, not of cifar10 with " in capsys.readouterr().err
-    assert not (tmp_path / "x.onnx").exists()
