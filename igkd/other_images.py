@@ -143,7 +143,7 @@ def load_imagenet(path: str | Path | None = None, corrected: bool = False) -> Im
         known = mapping().set_index("wnid").cifar10.reindex(wnids).fillna("")
         numpy.savez("imagenet.npz", test_images=batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1),
                     test_labels=pandas.factorize(known)[0][numpy.array(batch["labels"]) - 1],
-                    class_names=pandas.factorize(known)[1].astype(str))
+                    class_names=pandas.factorize(known)[1].to_numpy(str))
     """
     given = path or os.environ.get(VARIABLE)
     if not given:
