@@ -135,7 +135,7 @@ def evaluate_file(weights: str, data: str, normalize: str | None = None, device:
     from igkd.training import evaluate
 
     compute = pick_compute(device)
-    images = load_images("cifar10", data)
+    images = load_images("cifar10", data, test_alone=True)
     asked = {"none": ((0.0,) * 3, (1.0,) * 3), "cifar10": CIFAR10_MEAN_STD, None: None}[normalize]
     model = load_weights(weights, images.num_classes, asked)
     mean, std = model.mean.flatten(), model.std.flatten()
@@ -179,7 +179,7 @@ def export_run(key: str, path: str, int8: bool = False, data: str = "") -> int:
     InputError
         If the weights are not here, or the images are not the run's.
     """
-    from igkd.deploy import export_onnx, predict_onnx, quantize
+    from igkd.costs import export_onnx, predict_onnx, quantize
     from igkd.device import pick_compute
     from igkd.engine import Study
     from igkd.experiments import PROFILES

@@ -38,8 +38,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from igkd import experiments, published, shift, statistics
-from igkd.cost import read_measurement
+from igkd import experiments, other_images, published, statistics
+from igkd.costs import read_measurement
 from igkd.engine import Study
 from igkd.methods import ARMS, RECIPES
 
@@ -140,8 +140,8 @@ def by_factor(study: Study, claim: Claim) -> pd.DataFrame:
 
 def on_imagenet(study: Study, claim: Claim) -> pd.DataFrame:
     """Pairs of balanced accuracies on all images of the mapped classes, whether or not the teacher gets them right."""
-    kept = shift.kept(study, _declared(study, claim), "imagenet")
-    return _wide(kept if kept.empty else kept[kept.condition == shift.ALL], claim, value="balanced_accuracy")
+    kept = other_images.kept(study, _declared(study, claim), "imagenet")
+    return _wide(kept if kept.empty else kept[kept.condition == other_images.ALL], claim, value="balanced_accuracy")
 
 
 def _published() -> dict[str, Difference]:

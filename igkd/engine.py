@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from joblib import Parallel, cpu_count, delayed
 
-from igkd.cost import Measurements
+from igkd.costs import Measurements
 from igkd.device import Compute, machine_name, pick_compute
 from igkd.errors import InputError, MissingImages, TrainingError, ctrl_c_for_us_alone, first_line
 from igkd.experiments import NOTEBOOKS, Plan, Planned, Profile, profile, teacher_run
@@ -111,7 +111,7 @@ class Study:
     def images(self) -> ImageSet | RecordedImages:
         """The profile's images; without the data, what the records tell of them."""
         try:
-            images = load_images(self.profile.dataset, self.data)
+            images = load_images(self.profile.dataset, self.data, log=self.log)
         except MissingImages as missing:
             return self._recorded_images(missing)
         self._source = images.fingerprint

@@ -23,7 +23,7 @@ from jupyter_client.provisioning import LocalProvisioner
 from igkd.errors import ctrl_c_for_us_alone
 
 FORKED = sys.platform == "linux"
-_IMPORTED = ["ipykernel.kernelapp", "igkd.claims", "igkd.findings", "igkd.figures", "igkd.shift", "captum.attr"]
+_IMPORTED = ["ipykernel.kernelapp", "igkd.claims", "igkd.findings", "igkd.figures", "igkd.other_images", "captum.attr"]
 _context = multiprocessing.get_context("forkserver" if FORKED else "spawn")
 
 

@@ -33,7 +33,7 @@ from igkd.attribution import (
 from igkd.augment import crop_mirror, draw, pad
 from igkd.device import Compute
 from igkd.errors import InputError
-from igkd.images import ImageSet
+from igkd.images import ImageSet, as_input
 from igkd.losses import attention_map
 from igkd.models import MobileNetV2, attention_tap, state_digest
 from igkd.runs import SIGNALS, Record, Run, SignalSpec, stream, write_atomically
@@ -422,11 +422,6 @@ def check_alignment(logits: Tensor, labels: np.ndarray, teacher_accuracy: float)
             f"{teacher_accuracy:.1%}: they belong to other images or another order; use the teacher with the data "
             "it was trained for"
         )
-
-
-def as_input(images: np.ndarray | Tensor, device: str = "cpu") -> Tensor:
-    """uint8 (N, H, W, 3) to float (N, 3, H, W) in [0, 1], channels last in memory."""
-    return torch.as_tensor(images).to(device).permute(0, 3, 1, 2).float() / 255
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from igkd import claims, experiments, published, shift
+from igkd import claims, experiments, published, other_images
 from igkd.engine import Study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,7 +167,7 @@ def test_a_factor_needs_two_pairs_and_counts_once():
 def test_c6_is_judged_by_balanced_accuracy_on_all_images(monkeypatch):
     kept = pd.DataFrame(
         [(arm, seed, condition, accuracy) for arm, accuracy in (("Student", 0.8), ("KD+IG", 0.9))
-         for seed in range(2) for condition in (shift.ALL, shift.TEACHER_CORRECT)],
+         for seed in range(2) for condition in (other_images.ALL, shift.TEACHER_CORRECT)],
         columns=["arm", "seed", "condition", "balanced_accuracy"],
     ).assign(accuracy=0.1)  # fmt: skip
     monkeypatch.setattr(shift, "kept", lambda *_: kept)

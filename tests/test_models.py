@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from igkd.cost import multiply_accumulates, sizes
+from igkd.costs import multiply_accumulates, sizes
 from igkd.device import Compute, StridedDepthwiseConv2d
 from igkd.errors import InputError
 from igkd.models import (
