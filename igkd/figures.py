@@ -866,7 +866,7 @@ def published_imagenet(table: pd.DataFrame, on_cifar: pd.Series) -> Figure:
     Parameters
     ----------
     table : DataFrame
-        `igkd.published.imagenet_subset`.
+        `igkd.published.table("imagenet_subset")`.
     on_cifar : Series
         Arm -> published CIFAR-10 accuracy (fraction) of the second chart, in its order, the teacher first.
     """

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from igkd import claims, experiments, published, other_images
+from igkd import claims, experiments, other_images, published
 from igkd.engine import Study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,10 +167,10 @@ def test_a_factor_needs_two_pairs_and_counts_once():
 def test_c6_is_judged_by_balanced_accuracy_on_all_images(monkeypatch):
     kept = pd.DataFrame(
         [(arm, seed, condition, accuracy) for arm, accuracy in (("Student", 0.8), ("KD+IG", 0.9))
-         for seed in range(2) for condition in (other_images.ALL, shift.TEACHER_CORRECT)],
+         for seed in range(2) for condition in (other_images.ALL, other_images.TEACHER_CORRECT)],
         columns=["arm", "seed", "condition", "balanced_accuracy"],
     ).assign(accuracy=0.1)  # fmt: skip
-    monkeypatch.setattr(shift, "kept", lambda *_: kept)
+    monkeypatch.setattr(other_images, "kept", lambda *_: kept)
     study = SimpleNamespace(plan=None)
     found = claims.on_imagenet(study, replace(claims.GAINS["C6"], runs=lambda plan: []))
     assert len(found) == 2 and (found["KD+IG"] - found["Student"]).tolist() == pytest.approx([0.1, 0.1])

@@ -17,7 +17,7 @@ from igkd.errors import InputError
 from igkd.images import CIFAR10_CLASSES, Subset
 from igkd.methods import Recipe
 from igkd.other_images import WAYS, ImageNetSubset, load_imagenet, mapping
-from igkd.published import imagenet_subset
+from igkd.published import table
 from igkd.training import predict
 from small import small_teacher
 
@@ -58,7 +58,7 @@ def refusal(*arguments, **named) -> str:
 
 def test_the_mapping_gives_the_published_numbers_of_images():
     """50 validation images a synset; the counts are those that the authors' notebook printed."""
-    images = imagenet_subset().query("arm == 'Teacher' and metric == 'class_accuracy'").set_index("class_name").images
+    images = table("imagenet_subset").query("arm == 'Teacher' and metric == 'class_accuracy'").set_index("class_name").images
     table = mapping()
     published = table[table.cifar10 != ""]
     assert (50 * published.groupby("cifar10").size()).to_dict() == images.to_dict()
