@@ -11,13 +11,12 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score
 
-from igkd import experiments, other_images
+from igkd import experiments, other_images, published
 from igkd.engine import Study
 from igkd.errors import InputError
 from igkd.images import CIFAR10_CLASSES, Subset
 from igkd.methods import Recipe
 from igkd.other_images import WAYS, ImageNetSubset, load_imagenet, mapping
-from igkd.published import table
 from igkd.training import predict
 from small import small_teacher
 
@@ -58,7 +57,12 @@ def refusal(*arguments, **named) -> str:
 
 def test_the_mapping_gives_the_published_numbers_of_images():
     """50 validation images a synset; the counts are those that the authors' notebook printed."""
-    images = table("imagenet_subset").query("arm == 'Teacher' and metric == 'class_accuracy'").set_index("class_name").images
+    images = (
+        published.table("imagenet_subset")
+        .query("arm == 'Teacher' and metric == 'class_accuracy'")
+        .set_index("class_name")
+        .images
+    )
     table = mapping()
     published = table[table.cifar10 != ""]
     assert (50 * published.groupby("cifar10").size()).to_dict() == images.to_dict()
