@@ -102,8 +102,6 @@ class Study:
         #: Where missing runs are trained: on this machine, unless `igkd.cluster` puts itself in its place.
         self.train_all: TrainAll = self._train_here
         self._teachers: dict[str, Teacher] = {}
-        #: Fingerprint of the images before the profile takes some of them.
-        self._source: str | None = None
         self._per_image: dict[Architecture, int] = {}
 
     @cached_property
@@ -113,7 +111,6 @@ class Study:
             images = load_images(self.profile.dataset, self.data)
         except MissingImages as missing:
             return self._recorded_images(missing)
-        self._source = images.fingerprint
         return images if self.profile.take is None else images.take(*self.profile.take)
 
     @property
@@ -236,8 +233,7 @@ class Study:
             model, metadata = load_weights(path, self.images.num_classes), weights_metadata(path)
             if "accuracy" not in metadata:
                 raise InputError(f"{path} does not say how accurate it is; get it again, or train it again")
-            sources = self.images.fingerprint, self._source
-            self._teachers[key] = Teacher.of_run(model, metadata, self.store.find(key), sources)
+            self._teachers[key] = Teacher(model, float(metadata["accuracy"]))
         return self._teachers[key]
 
     def teacher_record(self) -> Record:
