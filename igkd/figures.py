@@ -15,13 +15,8 @@ from statsmodels.stats.power import TTestIndPower, TTestPower
 from igkd.runs import records_digest
 
 #: One colour for each arm, in all figures.
-ARM_COLOURS = dict(
-    zip(
-        ("Student", "KD", "IG", "AT", "KD+IG", "KD+AT", "IG+AT", "KD+IG+AT"),
-        sns.color_palette("colorblind", 8),
-        strict=True,
-    )
-)
+_ARMS = ("Student", "KD", "IG", "AT", "KD+IG", "KD+AT", "IG+AT", "KD+IG+AT")
+ARM_COLOURS = dict(zip(_ARMS, sns.color_palette("colorblind", 8), strict=True))
 
 
 def use_style() -> None:
@@ -310,22 +305,15 @@ def completeness(errors: pd.DataFrame) -> Figure:
 def idea(image: np.ndarray, kind: str, soft, class_names, ig_map: np.ndarray, overlaid: np.ndarray) -> Figure:
     """The method on one image of the class `kind`: the image, the teacher's soft target, its IG map, the overlaid image."""
     figure, axes = plt.subplots(1, 4, figsize=(10, 2.5), width_ratios=(1, 1.1, 1, 1))
-    pictures = (
-        (f"training image: {kind}", image),
-        None,
-        ("IG map of the teacher", ig_map),
-        ("what the student sees\n(a tenth of the time)", overlaid),
-    )
-    for axis, item in zip(axes, pictures, strict=True):
-        if item is None:
-            axis.barh(range(len(class_names)), soft, color=sns.color_palette("crest", 2)[1])
-            axis.set_yticks(range(len(class_names)), class_names, fontsize=8)
-            axis.invert_yaxis()
-            axis.set(title="soft target of the teacher\n(T = 2.5)", xlabel="probability", xlim=(0, 1))
-            continue
-        axis.imshow(item[1], cmap="magma" if np.ndim(item[1]) == 2 else None)
-        axis.set(title=item[0], xticks=[], yticks=[])
+    titles = f"training image: {kind}", "IG map of the teacher", "what the student sees\n(a tenth of the time)"
+    for axis, title, picture in zip(axes[[0, 2, 3]], titles, (image, ig_map, overlaid), strict=True):
+        axis.imshow(picture, cmap="magma")
+        axis.set(title=title, xticks=[], yticks=[])
         axis.grid(False)
+    axes[1].barh(range(len(class_names)), soft, color=sns.color_palette("crest", 2)[1])
+    axes[1].set_yticks(range(len(class_names)), class_names, fontsize=8)
+    axes[1].invert_yaxis()
+    axes[1].set(title="soft target of the teacher\n(T = 2.5)", xlabel="probability", xlim=(0, 1))
     return figure
 
 
@@ -340,25 +328,17 @@ def soft_targets(images: np.ndarray, labels, logits, temperatures: tuple[float, 
     temperatures : tuple of float
     class_names : sequence of str
     """
-    figure, axes = plt.subplots(
-        2, len(images), figsize=(1.9 * len(images) + 0.6, 3.6), squeeze=False, height_ratios=(1, 1.5), sharey="row"
-    )
-    shades = sns.color_palette("crest", len(temperatures))
-    height = 0.8 / len(temperatures)
+    size, shades = (1.9 * len(images) + 0.6, 3.6), sns.color_palette("crest", len(temperatures))
+    figure, axes = plt.subplots(2, len(images), figsize=size, squeeze=False, height_ratios=(1, 1.5), sharey="row")
+    height, classes = 0.8 / len(temperatures), np.arange(len(class_names))
     for picture, label, values, (above, below) in zip(images, labels, logits, axes.T, strict=True):
         above.imshow(picture)
         above.set(title=class_names[label], xticks=[], yticks=[])
         above.grid(False)
-        for number, (temperature, shade) in enumerate(zip(temperatures, shades, strict=True)):
-            below.barh(
-                np.arange(len(class_names)) + number * height,
-                (values / temperature).softmax(0),
-                height,
-                color=shade,
-                label=f"T = {temperature:g}",
-            )
+        for number, (t, shade) in enumerate(zip(temperatures, shades, strict=True)):
+            below.barh(classes + number * height, (values / t).softmax(0), height, color=shade, label=f"T = {t:g}")
         below.set(xlim=(0, 1), xlabel="probability")
-    axes[1, 0].set_yticks(np.arange(len(class_names)) + 0.4 - height / 2, class_names, fontsize=8)
+    axes[1, 0].set_yticks(classes + 0.4 - height / 2, class_names, fontsize=8)
     axes[1, 0].invert_yaxis()
     figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(temperatures))
     return figure
@@ -442,46 +422,37 @@ def luck(halves: np.ndarray, simulated: pd.DataFrame, n: int, num_arms: int, obs
         ``"means"`` and ``"bests"``: the recorded gains of KD+IG over Student, fractions.
     """
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), width_ratios=(1, 1.25, 1.1))
-    red, blue = sns.color_palette("colorblind")[3], sns.color_palette("colorblind")[0]
+    palette = sns.color_palette("colorblind")
     if len(halves):
-        counts, edges = np.histogram(halves, np.linspace(0, 1, 21))
-        colours = [red, *["0.7"] * 19]
-        left.bar(edges[:-1], 100 * counts / len(halves), 0.05, align="edge", color=colours, edgecolor="white")
+        left.hist(
+            halves, np.linspace(0, 1, 21), weights=np.full(len(halves), 100 / len(halves)), color="0.7", ec="white"
+        )
         left.axhline(5, color="0.3", ls="--", lw=1)
-        detail = f"({n // 2} against {n - n // 2}, {len(halves):,} divisions)"
-    else:
-        detail = "(needs four runs of an arm)"
-        left.set_yticks([])
-    left.set(
-        title=f"recorded runs: halves of one arm\n{detail}",
-        xlabel="p (Welch)",
-        ylabel="share of divisions (%)",
-        xlim=(0, 1),
+    detail = (
+        f"({n // 2} against {n - n // 2}, {len(halves):,} divisions)" if len(halves) else "(needs four runs of an arm)"
     )
+    left.set(title=f"recorded runs: halves of one arm\n{detail}", xlabel="p (Welch)", ylabel="share of divisions (%)")
     bars = {
-        "paired test, one arm": "paired",
-        "Welch's test, one arm": "welch",
-        f"one of {num_arms - 1} arms, Holm": "any_arm_holm",
-        f"one of {num_arms - 1} arms, uncorrected": "any_arm",
-        f"one arm, looking after\neach of 2 to {n} pairs": "any_look",
+        "paired": "paired test, one arm",
+        "welch": "Welch's test, one arm",
+        "any_arm_holm": f"one of {num_arms - 1} arms, Holm",
+        "any_arm": f"one of {num_arms - 1} arms, uncorrected",
+        "any_look": f"one arm, looking after\neach of 2 to {n} pairs",
     }
-    shares = [100 * float((simulated[column] < 0.05).mean()) for column in bars.values()]
+    shares = 100 * (simulated[list(bars)] < 0.05).mean()
     # red: beyond what a share of 5 % scatters by itself in some thousand studies
-    middle.barh(list(bars), shares, color=[red if share > 7 else "0.7" for share in shares])
-    for position, share in enumerate(shares):
-        middle.text(max(share, 5.1), position, f" {share:.1f} %", va="center", fontsize=8)
-    middle.grid(False)
+    drawn = middle.barh(list(bars.values()), shares, color=[palette[3] if share > 7 else "0.7" for share in shares])
+    middle.bar_label(drawn, fmt=" %.1f %%", fontsize=8)
     middle.axvline(5, color="0.3", ls="--", lw=1)
+    middle.grid(False)
     middle.invert_yaxis()
     middle.set(
         title=f"simulated: equal arms, n = {n}", xlabel="studies with p < 0.05 (%)", xlim=(0, 1.25 * max(*shares, 8))
     )
-    for name, column, colour in (("means", "mean_gain", blue), ("bests", "best_gain", red)):
+    for name, column, colour in (("means", "mean_gain", palette[0]), ("bests", "best_gain", palette[3])):
         sns.kdeplot(100 * simulated[column], ax=right, color=colour, fill=True, alpha=0.15, label=f"{name} of {n}")
         right.axvline(100 * observed[name], color=colour, lw=1.5, ls="--", label=f"KD+IG − Student, {name}")
-    right.set(
-        title="simulated: gain without any effect", xlabel="arm minus reference (points)", yticks=[], ylabel="density"
-    )
+    right.set(title="simulated: gain without any effect", xlabel="arm minus reference (points)", yticks=[])
     right.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 
@@ -504,7 +475,7 @@ def power_curves(spreads: dict[str, tuple[tuple, bool]], difference: float, n: i
     for (label, (spread, paired)), (colour, line) in zip(spreads.items(), styles, strict=False):
         test = TTestPower() if paired else TTestIndPower()
         # What 80 % power finds, in standard deviations; the power to find `difference`.
-        least = np.array([test.solve_power(None, k, alpha=0.05, power=0.8) for k in counts])
+        least = np.array([np.ravel(test.solve_power(None, k, alpha=0.05, power=0.8))[0] for k in counts])
         found = [[100 * test.power(difference / sd, k, alpha=0.05) for k in counts] for sd in spread]
         for axis, (middle, low, high) in ((left, found), (right, [100 * sd * least for sd in spread])):
             axis.plot(counts, middle, color=colour, ls=line, label=label)
@@ -532,24 +503,19 @@ def published_monte_carlo(bars: pd.DataFrame, summary: pd.DataFrame, whole: pd.S
     whole : Series
         Arm -> mean accuracy (fraction) of the published runs with all training images.
     """
-    arms = list(bars.arm.unique())
-    figure, axes = plt.subplots(len(arms), 1, figsize=(8.5, 2.3 * len(arms)), sharex=True, sharey=True)
-    for axis, arm in zip(axes, arms, strict=True):
-        rows, row = bars[bars.arm == arm], summary.set_index("arm").loc[arm]
-        drawn, beyond = rows.dropna(subset="high"), rows[rows.high.isna()].iloc[0]
-        width = 100 * (drawn.high - drawn.low).mean()
-        axis.bar(100 * drawn.low, drawn.runs, width, align="edge", color=ARM_COLOURS[arm], edgecolor="white")
-        if beyond.runs:
-            axis.bar(
-                100 * beyond.low,
-                beyond.runs / 4,  # as much area for a run as in the other bars
-                4 * width,
-                align="edge",
-                facecolor="none",
-                edgecolor=ARM_COLOURS[arm],
-                hatch="///",
-                label=f"{beyond.runs:.0f} runs above the published figure, place unknown",
-            )
+    figure, axes = plt.subplots(
+        bars.arm.nunique(), 1, figsize=(8.5, 2.3 * bars.arm.nunique()), sharex=True, sharey=True
+    )
+    for axis, (arm, rows) in zip(axes, bars.groupby("arm", sort=False), strict=True):
+        row, beyond = summary.set_index("arm").loc[arm], rows[rows.high.isna()].iloc[0]
+        width = 100 * (rows.high - rows.low).mean()
+        axis.bar(
+            100 * rows.low[rows.high.notna()], rows.runs[rows.high.notna()], width, align="edge", color=ARM_COLOURS[arm]
+        )
+        if beyond.runs:  # as much area for a run as in the other bars
+            look = {"align": "edge", "facecolor": "none", "edgecolor": ARM_COLOURS[arm], "hatch": "///"}
+            label = f"{beyond.runs:.0f} runs above the published figure, place unknown"
+            axis.bar(100 * beyond.low, beyond.runs / 4, 4 * width, label=label, **look)
         x = np.linspace(88.4, 92.8, 300)
         curve = row.n * width * stats.norm.pdf(x, 100 * row["mean"], row.variance_ddof1**0.5)
         axis.plot(x, curve, color="0.25", lw=1.2, label="normal, published mean and variance")
@@ -608,45 +574,30 @@ def latency(ratios: dict[str, pd.DataFrame], deployed: pd.DataFrame) -> Figure:
         Columns ``network`` (an arm's begins with its name), ``runtime``, ``batch_size``, ``median``, ``low``, ``high``
         (milliseconds of one call).
     """
-    palette = sns.color_palette("colorblind")
-    ours = iter([*palette[:4], palette[9]])
-    batch_sizes = sorted(deployed.batch_size.unique())
-    figure, axes = plt.subplots(1, 1 + len(batch_sizes), figsize=(13, 4), width_ratios=(1.7, *[1] * len(batch_sizes)))
-    left = axes[0]
+    sizes, runtimes = sorted(deployed.batch_size.unique()), list(dict.fromkeys(deployed.runtime))
+    figure, axes = plt.subplots(1, 1 + len(sizes), figsize=(13, 4), width_ratios=(1.7, *[1] * len(sizes)))
+    ours = iter(sns.color_palette("colorblind"))
     for name, table in ratios.items():
         table = table.sort_values("compression_factor")
         colour, line = ("black", "o--") if name.startswith("published") else (next(ours), "o-")
-        reach = None
+        axes[0].plot(table.compression_factor, table.ratio, line, ms=3, lw=1.2, color=colour, label=name)
         if "ratio_low" in table:
-            reach = np.array([table.ratio - table.ratio_low, table.ratio_high - table.ratio])
-        left.errorbar(
-            table.compression_factor, table.ratio, reach, fmt=line, ms=3, lw=1.2, capsize=3, color=colour, label=name
-        )
-    left.axhline(1, color="0.3", lw=1)
-    left.set(xscale="log", yscale="log", xlabel="compression factor", ylabel="teacher's cost / student's cost")
-    for axis in (left.xaxis, left.yaxis):
+            axes[0].vlines(table.compression_factor, table.ratio_low, table.ratio_high, color=colour)
+    axes[0].axhline(1, color="0.3", lw=1)
+    axes[0].set(xscale="log", yscale="log", xlabel="compression factor", ylabel="teacher's cost / student's cost")
+    for axis in (axes[0].xaxis, axes[0].yaxis):
         axis.set_major_formatter("{x:g}")
-    left.legend(fontsize=7.5, loc="upper left")
-    runtimes = list(dict.fromkeys(deployed.runtime))
-    networks = list(dict.fromkeys(deployed.network))
-    for axis, batch_size in zip(axes[1:], batch_sizes, strict=True):
-        for place, network in enumerate(networks):
-            rows = deployed[(deployed.network == network) & (deployed.batch_size == batch_size)]
-            rows = rows.set_index("runtime").loc[runtimes]
-            axis.errorbar(
-                rows["median"],
-                np.arange(len(runtimes)) + 0.3 * (place - (len(networks) - 1) / 2),
-                xerr=np.array([rows["median"] - rows.low, rows.high - rows["median"]]),
-                fmt="sD"[place % 2],
-                ms=6,
-                capsize=3,
-                color=ARM_COLOURS.get(network.split(",")[0], "0.3"),
-                label=network,
-            )
+    axes[0].legend(fontsize=7.5, loc="upper left")
+    for axis, size in zip(axes[1:], sizes, strict=True):
+        for place, (network, rows) in enumerate(deployed[deployed.batch_size == size].groupby("network", sort=False)):
+            at = rows.runtime.map(runtimes.index) + 0.3 * place - 0.15
+            colour = ARM_COLOURS.get(network.split(",")[0], "0.3")
+            axis.plot(rows["median"], at, "sD"[place % 2], ms=6, color=colour, label=network)
+            axis.hlines(at, rows.low, rows.high, color=colour)
         axis.set_yticks(range(len(runtimes)), runtimes if axis is axes[1] else [""] * len(runtimes))
-        axis.set_ylim(len(runtimes) - 0.4, -0.6)
+        axis.invert_yaxis()
         axis.grid(False, axis="y")
-        axis.set(title=f"batch of {batch_size}", xlabel="milliseconds a call", xscale="log")
+        axis.set(title=f"batch of {size}", xlabel="milliseconds a call", xscale="log")
         axis.xaxis.set_major_locator(LogLocator(base=2))  # times span less than a decade
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
@@ -744,31 +695,22 @@ def robustness(table: pd.DataFrame, gains: dict[str, pd.DataFrame]) -> Figure:
         Name of a pair of arms -> table of paired comparisons (`igkd.statistics.Comparison`), with ``shift``.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=(1.5, 1))
-    order = list(table.condition.unique())
-    places = np.arange(len(order))
-    arms = [name for name in ARM_COLOURS if name in set(table.arm)]
+    means = 100 * table.groupby(["condition", "arm"], sort=False).accuracy.mean().unstack()
+    arms = [name for name in ARM_COLOURS if name in means]
     for arm, offset in zip(arms, np.linspace(-0.25, 0.25, len(arms)), strict=True):
-        means = 100 * table[table.arm == arm].groupby("condition").accuracy.mean()[order]
-        left.plot(places + offset, means, "o", ms=4, alpha=0.75, color=ARM_COLOURS[arm], label=arm)
-    left.set_xticks(places, order, rotation=60, ha="right")
+        at = np.arange(len(means)) + offset
+        left.plot(at, means[arm], "o", ms=4, alpha=0.75, color=ARM_COLOURS[arm], label=arm)
+    left.set_xticks(range(len(means)), means.index, rotation=60, ha="right")
     left.set(ylabel="accuracy (%)", title=f"means of an arm, n = {table.seed.nunique()} seeds")
-    left.legend(fontsize=8)
     for offset, (name, rows) in zip((-0.12, 0.12), gains.items(), strict=True):
-        x = np.arange(len(rows)) + offset
-        reach = 100 * np.array([rows.difference - rows.low, rows.high - rows.difference])
-        right.errorbar(
-            x,
-            100 * rows.difference,
-            np.nan_to_num(reach),
-            fmt="o",
-            capsize=3,
-            color=ARM_COLOURS[name.split(" - ")[0]],
-            label=name,
-        )
+        at, colour = np.arange(len(rows)) + offset, ARM_COLOURS[name.split(" - ")[0]]
+        right.plot(at, 100 * rows.difference, "o", color=colour, label=name)
+        right.vlines(at, 100 * rows.low, 100 * rows.high, color=colour)
         right.set_xticks(range(len(rows)), rows["shift"], rotation=60, ha="right")
     right.axhline(0, color="0.3", lw=1)
     right.set(ylabel="points", title="what the overlay adds: paired by seed, 95 % intervals")
-    right.legend(fontsize=8)
+    for axis in (left, right):
+        axis.legend(fontsize=8)
     return figure
 
 
@@ -788,19 +730,17 @@ def fitted_losses(
         Range of gaps to be marked, of our own teacher.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.5), squeeze=False)
-    colours = dict(zip(("aligned", "permuted"), sns.color_palette("colorblind")[:4:3], strict=True))
+    palette = sns.color_palette("colorblind")
     for axis, (title, (table, (low, high))) in zip(axes[0], panels.items(), strict=True):
-        for signals, lines in table.groupby("signals", sort=False):
-            axis.plot(lines.gap, lines.loss, color=colours[signals], label=f"expected, {signals}")
+        for (signals, lines), colour in zip(table.groupby("signals", sort=False), palette[:4:3], strict=True):
+            axis.plot(lines.gap, lines.loss, color=colour, label=f"expected, {signals}")
         axis.axhspan(
-            low, high, color="0.3", alpha=0.3, lw=0, label="published loss, down to what\nthe two deductions leave"
+            low, high, color="0.3", alpha=0.3, lw=0, label="published loss, down to what\nthe deductions leave"
         )
         axis.axvline(stated, color="0.3", ls=":", lw=1.2, label=f"gap from published\ntest cats: {stated:.1f}")
-        axis.axvspan(
-            *measured, color=sns.color_palette("colorblind")[2], alpha=0.15, lw=0, label="our teacher: middle half"
-        )
-        axis.set(title=title, xlabel="gap of the teacher's logits", ylabel="training loss (nats)", yscale="log")
-        axis.set_ylim(1e-3, 3)
+        axis.axvspan(*measured, color=palette[2], alpha=0.15, lw=0, label="our teacher: middle half")
+        look = {"yscale": "log", "ylim": (1e-3, 3)}
+        axis.set(title=title, xlabel="gap of the teacher's logits", ylabel="training loss (nats)", **look)
     axes[0, -1].legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 
