@@ -470,7 +470,7 @@ def power_curves(spreads: dict[str, tuple[tuple, bool]], difference: float, n: i
         Runs per arm that are recorded.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.7))
-    counts = np.unique(np.geomspace(2, 2000, 45).round().astype(int))
+    counts = np.unique(np.geomspace(2, 600, 40).round().astype(int))
     styles = zip(sns.color_palette("colorblind", 3), ("-", "-.", "--"), strict=True)
     for (label, (spread, paired)), (colour, line) in zip(spreads.items(), styles, strict=False):
         test = TTestPower() if paired else TTestIndPower()
@@ -483,7 +483,7 @@ def power_curves(spreads: dict[str, tuple[tuple, bool]], difference: float, n: i
     for axis in (left, right):
         axis.axvline(n, color="0.3", ls=":", lw=1.2, label=f"recorded here: {n}")
         axis.set(xscale="log", xlabel="runs of each arm")
-        axis.set_xticks([2, 5, 10, 20, 60, 200, 1000], [2, 5, 10, 20, 60, 200, 1000])
+        axis.set_xticks([2, 5, 10, 20, 60, 200, 600], [2, 5, 10, 20, 60, 200, 600])
         axis.minorticks_off()
     left.set(ylim=(0, 102), ylabel="power (%)", title=f"to find {100 * difference:g} points at the 5 % level")
     right.axhline(100 * difference, color="0.5", ls="--", lw=1)
