@@ -104,8 +104,6 @@ class Study:
         #: Where missing runs are trained: on this machine, unless `igkd.cluster` puts itself in its place.
         self.train_all: TrainAll = self._train_here
         self._teachers: dict[str, Teacher] = {}
-        #: Fingerprint of the images before the profile takes some of them.
-        self._source: str | None = None
 
     @cached_property
     def images(self) -> ImageSet | RecordedImages:
@@ -114,7 +112,6 @@ class Study:
             images = load_images(self.profile.dataset, self.data, log=self.log)
         except MissingImages as missing:
             return self._recorded_images(missing)
-        self._source = images.fingerprint
         return images if self.profile.take is None else images.take(*self.profile.take)
 
     @property
@@ -237,8 +234,7 @@ class Study:
             model, metadata = load_weights(path, self.images.num_classes), weights_metadata(path)
             if "accuracy" not in metadata:
                 raise InputError(f"{path} does not say how accurate it is; get it again, or train it again")
-            sources = self.images.fingerprint, self._source
-            self._teachers[key] = Teacher.of_run(model, metadata, self.store.find(key), sources)
+            self._teachers[key] = Teacher(model, float(metadata["accuracy"]))
         return self._teachers[key]
 
     def teacher_record(self) -> Record:
