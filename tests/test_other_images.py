@@ -64,9 +64,9 @@ def test_the_mapping_gives_the_published_numbers_of_images():
         .images
     )
     table = mapping()
-    published = table[table.cifar10 != ""]
-    assert (50 * published.groupby("cifar10").size()).to_dict() == images.to_dict()
-    assert len(published) == 105 and table.wnid.is_unique
+    counted = table[table.cifar10 != ""]
+    assert (50 * counted.groupby("cifar10").size()).to_dict() == images.to_dict()
+    assert len(counted) == 105 and table.wnid.is_unique
     assert table.wnid.str.fullmatch(r"n\d{8}").all()
     assert set(table.cifar10) | set(table.corrected) <= {*CIFAR10_CLASSES, ""}
 
