@@ -14,17 +14,15 @@ import html
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.resources import files
-from urllib.parse import quote
 
 import pandas as pd
 
 from igkd import experiments, published, shift, statistics
 from igkd.cost import multiply_accumulates, read_measurement
 from igkd.device import machine_name
-from igkd.engine import REPOSITORY, Study
+from igkd.engine import Study
 from igkd.methods import ARMS, RECIPES
 from igkd.models import MobileNetV2, compression_factor
-from igkd.notebooks import find_notebooks
 from igkd.runs import records_digest
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, OPEN = "reproduced", "not reproduced", "inconclusive", "open"
@@ -54,11 +52,9 @@ class Link:
         return self.text
 
 
-def link(number: str, section: str = "") -> Link | str:
-    """To a notebook by its two digits; the digits alone where no notebook has them."""
-    found = [each.path.name for each in find_notebooks(REPOSITORY / "notebooks") if each.number == number]
-    anchor = "#" + quote(section.replace(" ", "-")) if section else ""  # as Jupyter names headings
-    return Link(number, f"../notebooks/{found[0]}{anchor}") if found else number
+def link(number: str, section: str = "") -> str:
+    """The two digits of a notebook."""
+    return number
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def _check_answers(address: str) -> None:
 
 
 def _train_all(
-    study: Study, items: list[Planned], on_time: Callable[[], bool], doing: Callable[[str], None]
+    study: Study, items: list[Planned], on_time: Callable[[], bool]
 ) -> Iterator[tuple[Planned, Record | str]]:
     """`igkd.engine.TrainAll` on the cluster."""
     if not items:
@@ -137,8 +137,6 @@ def _train_all(
             used.update(needs[alone])
         if not running:
             return
-        machines = len(_machines())
-        doing(f"{len(running)} at once on {machines} machine{'s' * (machines != 1)}")
         (task,), _ = ray.wait(list(running))
         item = running.pop(task)
         used.subtract(needs[trains_alone(item.run)])
