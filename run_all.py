@@ -13,7 +13,6 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -247,32 +246,67 @@ def plan(study, numbers: list[str]) -> int:
 def verify(study, numbers: list[str], count: int) -> int:
     """Train recorded runs again: equal bit for bit, or within what seeds scatter."""
     import numpy as np
+    from scipy import stats
 
-    recorded = study.store.keys()
+    from igkd.runs import Store
+    from igkd.training import takes_long, train
+
+    recorded, failed = study.store.keys(), False
     items = [item for item in study.planned(numbers) if item.run.key in recorded]
-    if not items:
+    short = [item for item in items if not takes_long(study.work(item.run))]
+    if not short:
         raise InputError(f"no run of the {study.profile.name} profile is recorded; run_all.py trains them")
-    failed, scratch = False, study.store.scratch
-    study.teacher()
-    for at in np.random.default_rng().permutation(len(items))[:count]:
-        then = study.store.find(items[at].run.key)
-        signals = study.signals(then.run)
-        with tempfile.TemporaryDirectory() as study.store.scratch:  # the weights that are here stay
-            study.store.scratch = Path(study.store.scratch)
-            now = study._train(then.run, lambda line: None)
-        study.store.scratch = scratch
-        others = [item for item in items if {**item.labels, "seed": 0} == {**items[at].labels, "seed": 0}]
-        scatter = 2 * np.std([study.store.find(item.run.key).outcome["accuracy"] for item in others])
+    for at in np.random.default_rng().permutation(len(short))[:count]:
+        labels, run = short[at].labels, short[at].run
+        then, signals, digest = study.store.find(run.key), study.signals(run), study.teacher_digest(run)
+        with tempfile.TemporaryDirectory() as folder:  # the weights that are here stay
+            aside = Store(folder, folder, folder)
+            now = train(run, study.images, aside, study.compute, signals, digest)
         change = now.outcome["accuracy"] - then.outcome["accuracy"]
+        alike = study.table([item for item in items if item.labels | {"seed": 0} == labels | {"seed": 0}]).accuracy
+        # The difference of two independent runs has twice the variance of one.
+        limit = stats.t.ppf(0.995, len(alike) - 1) * alike.std() * 2**0.5 if len(alike) > 2 else 0.0
         same = now.outcome["weights"] == then.outcome["weights"]
-        failed |= not same and abs(change) > 2 * scatter
-        print(f"{then.key}: {'equal bit for bit' if same else f'{change:+.2%}, seeds scatter by {scatter:.2%}'}")
+        failed |= not same and abs(change) > limit
+        print(f"{run.key}: {'equal bit for bit' if same else f'{change:+.2%}, seeds explain {limit:.2%}'}", flush=True)
     return int(failed)
 
 
 def publish(study, notebooks: list[Path], build: Path) -> int:
-    """Copy outputs, figures, measured times and the weights of shown students into the repository."""
-    raise NotImplementedError
+    """Copy outputs, figures, measured times and the weights of the students shown into the repository."""
+    import nbformat
+
+    from igkd.experiments import shown
+    from igkd.runs import write_atomically
+
+    for path in notebooks:
+        copy = build / "notebooks" / path.name
+        try:
+            source, done = nbformat.read(path, 4), nbformat.read(copy, 4)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path.name} has no executed copy ({error}); execute it first") from error
+        cells = [cell for cell in done.cells if "injected-parameters" not in cell.metadata.get("tags", ())]
+        if [cell.source for cell in cells] != [cell.source for cell in source.cells]:
+            raise InputError(f"{path.name} failed, or was edited after it was executed; execute it again")
+        code = [(cell, ran) for cell, ran in zip(source.cells, cells, strict=True) if cell.cell_type == "code"]
+        for number, (cell, ran) in enumerate(code, 1):
+            if (cell.source and ran.execution_count is None) or any(out.output_type == "error" for out in ran.outputs):
+                raise InputError(f"{path.name} was not executed to its end with the images; execute it again")
+            cell.execution_count, cell.outputs = number, ran.outputs
+            for output in cell.outputs:
+                if output.output_type == "execute_result":
+                    output.execution_count = number
+        source.metadata["profile"] = study.profile.name
+        write_atomically(path, (nbformat.writes(source) + "\n").encode())
+        print(f"{path.stem}: has the outputs of the {study.profile.name} profile")
+    shutil.copytree(build / "figures", ROOT / "figures", dirs_exist_ok=True)
+    if study.latency_files[0].exists():
+        shutil.copy(*study.latency_files)
+    for item in shown(study.plan) if study.profile.name != "demo" else ():  # whose networks every reader trains
+        name = f"{study.profile.name}-{item.labels['arm']}-{item.run.architecture.blocks_removed}-removed.safetensors"
+        if (weights := study.store.weights_path(item.run.key)).exists():
+            shutil.copy(weights, study.store.shipped / name)
+    return 0
 
 
 if __name__ == "__main__":

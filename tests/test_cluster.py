@@ -25,8 +25,9 @@ def cluster():
     before = dict(os.environ)
     os.environ |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex()}
     os.environ["RAY_worker_niceness"] = "0"  # by default 15: beside other programs the workers would hardly start
-    from igkd.cluster import ray  # with what igkd sets before
     from ray.cluster_utils import Cluster
+
+    from igkd.cluster import ray  # with what igkd sets before
 
     made = Cluster(
         initialize_head=True,

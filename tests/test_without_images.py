@@ -12,6 +12,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from igkd.notebooks import NEEDS_IMAGES, Notebook, execute
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 
@@ -19,7 +20,6 @@ from igkd import experiments
 from igkd.engine import Study
 from igkd.errors import InputError, MissingImages
 from igkd.images import CIFAR10_CLASSES
-from igkd.notebooks import NEEDS_IMAGES, Notebook, execute
 from test_engine import record
 
 ROOT = Path(__file__).resolve().parent.parent
