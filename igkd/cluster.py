@@ -70,7 +70,7 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _train_all(study: Study, items: list[Planned], on_time, doing) -> Iterator[tuple[Planned, Record | str]]:
+def _train_all(study: Study, items: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
     """`igkd.engine.TrainAll` on the cluster: all runs are queued there, and those not yet begun leave when time is up."""
     if not items:
         return
@@ -94,7 +94,6 @@ def _train_all(study: Study, items: list[Planned], on_time, doing) -> Iterator[t
         share = {"num_cpus": cores if alone else 1} if device == "cpu" else {"num_gpus": gpus}
         given = torch.get_num_threads(), images, study.teacher_digest(item.run), signals[kind]
         queued[task.options(**share).remote(item.run, item.run.key, device, *given)] = item
-    doing(f"{len(queued)} on the cluster")
     while queued:
         done, _ = ray.wait(list(queued), timeout=1)
         if not on_time():  # what has begun ignores it

@@ -82,7 +82,6 @@ def load_signals(
     folder: Path,
     compute: Compute,
     log: Callable[[str], None] = print,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Signals:
     """The signals of which a run's variant is made, read from `folder` or computed and kept there.
 
@@ -98,8 +97,6 @@ def load_signals(
     compute : Compute
     log : callable
         Gets a line when maps are computed.
-    progress : callable
-        Gets the number of maps done and their total.
 
     Raises
     ------
@@ -129,7 +126,7 @@ def load_signals(
         attention = passed_on(shown("attention"), lambda _, each: attention_map(each).half(), kind="attention", tap=tap)
         signals = replace(signals, attention=attention)
     if method.overlay_prob:
-        made = _cached_maps(shown("maps"), teacher, run.signals, folder, compute, log, progress)
+        made = _cached_maps(shown("maps"), teacher, run.signals, folder, compute, log)
         signals = replace(signals, maps=made["maps"])
     return signals
 
@@ -170,21 +167,20 @@ def load_maps(
     folder: Path,
     compute: Compute,
     log: Callable[[str], None] = print,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Maps:
     """Maps of all training images for their labels, read from `folder` or computed and kept there.
 
     They are of integrated gradients with the steps and the baseline of `spec`, unless its variant names another
     attribution. `log` gets a line with the completeness error, the other parameters are those of `load_signals`.
     """
-    made = _cached_maps(images, teacher, spec, folder, compute, log, progress)
+    made = _cached_maps(images, teacher, spec, folder, compute, log)
     error = attribution.completeness_error(made["delta"], made["rise"]) if "delta" in made else None
     if error is not None:
         log(f"IG maps of {len(made['maps']):,} images with {spec.n_steps} steps: completeness error {error:.1%}")
     return Maps(made["maps"], error)
 
 
-def _cached_maps(images, teacher, spec, folder, compute, log, progress) -> dict[str, Tensor]:
+def _cached_maps(images, teacher, spec, folder, compute, log) -> dict[str, Tensor]:
     kind, n = spec.variant if spec.variant in ATTRIBUTIONS else "IG", images.n_train
     # IG makes its own batches of the points on all paths; what it does once a call is dear on a GPU.
     at_once = MAX_BATCH_SIZE.get(compute.device, IMAGES_AT_ONCE)
@@ -200,7 +196,6 @@ def _cached_maps(images, teacher, spec, folder, compute, log, progress) -> dict[
             with compute.autocast():
                 made = _attribute(kind, model, x, labels, spec, seed=int(rows[0]))
             parts.append({name: tensor.cpu() for name, tensor in made.items()})
-            progress(int(rows[-1]) + 1, n)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     return cached(_file(folder, images, teacher, kind=kind, n_steps=spec.n_steps, baseline=spec.baseline), make)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from igkd.notebooks import NEEDS_IMAGES
 
 from igkd.experiments import NOTEBOOKS as EXPERIMENTS
-from igkd.notebooks import NEEDS_IMAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

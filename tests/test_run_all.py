@@ -18,6 +18,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from igkd.notebooks import Notebook, check_parameters, execute, publish, with_outputs
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from igkd import doctor, outlook
@@ -25,7 +26,6 @@ from igkd.device import pick_compute
 from igkd.engine import Study
 from igkd.errors import InputError
 from igkd.models import pack_weights
-from igkd.notebooks import Notebook, check_parameters, execute, publish, with_outputs
 from igkd.runs import Record, write_atomically
 from igkd.signals import needed
 from igkd.training import trains_alone
