@@ -109,7 +109,7 @@ def checked(path: Path, given: dict) -> dict:
     """Parameters as values, if the notebook has them; papermill would only warn and use the defaults."""
     import papermill
 
-    defaults, values = papermill.inspect_notebook(path), {}
+    defaults, values = papermill.inspect_notebook(as_template(path)), {}
     for name, text in given.items():
         if name not in defaults:
             raise InputError(f"{path.name} has no parameter {name!r}; it has {', '.join(defaults)}")
@@ -118,6 +118,11 @@ def checked(path: Path, given: dict) -> dict:
         if not isinstance(values[name], (int, float) if isinstance(default, float) else type(default)):
             raise InputError(f"{path.name} takes {name} like {default!r}, not {text!r}")
     return values
+
+
+def as_template(path: Path) -> str:
+    """The path as papermill takes it, which formats paths as templates."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def literal(text: str):
@@ -203,8 +208,7 @@ def execute(source: Path, copy: Path, parameters: dict, with_images: bool = True
     from nbformat.v4 import new_output
     from papermill.exceptions import PapermillExecutionError
 
-    # Papermill formats paths as templates.
-    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, copy)]
+    paths = as_template(source), as_template(copy)
     skip = {} if with_images else {"skip_cells_with_tag": NEEDS_IMAGES}
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -233,12 +237,13 @@ def plan(study, numbers: list[str]) -> int:
     for experiment in dict.fromkeys(item.experiment for item in declared):
         runs = [item.run for item in declared if item.experiment == experiment]
         missing = [run for run in runs if run.key not in recorded]
+        n = {run: study.images.n_train * run.subset.fraction * (1 - run.subset.validation) for run in missing}
         took = [
-            speed.get((run.recipe, run.architecture), float("nan"))
-            * (study.images.n_train * run.subset.fraction * (1 - run.subset.validation))
-            for run in missing
+            n[run] * speed[run.recipe, run.architecture] for run in missing if (run.recipe, run.architecture) in speed
         ]
-        rest = f", about {sum(took) / 60:.1f} min on one core or GPU" if sum(took) > 0 else ""
+        rest = f", about {sum(took) / 60:.1f} min on one core or GPU" if took else ""
+        if unknown := len(missing) - len(took):
+            rest += f", {unknown} of unknown length"
         print(f"{experiment:<18} {len(runs) - len(missing):4d} of {len(runs):4d} recorded{rest}")
     return 0
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,6 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from igkd.notebooks import NEEDS_IMAGES, Notebook, execute
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 
@@ -23,6 +23,9 @@ from igkd.images import CIFAR10_CLASSES
 from test_engine import record
 
 ROOT = Path(__file__).resolve().parent.parent
+RUN_ALL = runpy.run_path(str(ROOT / "run_all.py"))
+NEEDS_IMAGES, execute = RUN_ALL["NEEDS_IMAGES"], RUN_ALL["execute"]
+KERNEL = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
 N_TRAIN, N_TEST = 40, 20
 
 
@@ -102,15 +105,14 @@ def test_cells_that_need_the_images_are_skipped(tmp_path, profile, kept):
         new_code_cell("print('from records')", outputs=[old]),
     ]
     path = tmp_path / "00_x.ipynb"
-    nbformat.write(new_notebook(cells=cells, metadata={"profile": "laptop"}), path)
+    nbformat.write(new_notebook(cells=cells, metadata={"profile": "laptop"} | KERNEL), path)
     copy = tmp_path / "copy.ipynb"
-    done = execute(Notebook(path), copy, {"profile": profile}, tmp_path, with_images=False)
-    assert done.error is None
+    assert execute(path, copy, {"profile": profile}, with_images=False) == ""
     skipped, drawn = nbformat.read(copy, 4).cells[-2:]
     assert "needs the images" in skipped.outputs[0].text and "README" in skipped.outputs[0].text
     assert skipped.outputs[1:] == [old] * kept
     assert [shown.text for shown in drawn.outputs] == ["from records\n"]
-    assert execute(Notebook(path), copy, {"profile": profile}, tmp_path).error.startswith("ValueError")
+    assert execute(path, copy, {"profile": profile}).startswith("failed: ValueError")
 
 
 @pytest.fixture(scope="module")
