@@ -14,7 +14,6 @@ import shutil
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import partial
 from pathlib import Path
 
 from igkd.errors import InputError, OneLineParser, TrainingError, exit_code
@@ -70,6 +69,7 @@ def seconds(text: str) -> float:
 def main() -> int:
     """Do what the command line asks for."""
     options = arguments()
+    sys.stdout.reconfigure(line_buffering=True)  # a log in a file is up to date
     notebooks = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     numbers = [path.name[:2] for path in notebooks]
     only = [text.zfill(2) for text in options.only or numbers]
@@ -88,7 +88,7 @@ def main() -> int:
     parameters = {path: checked(path, given) for path in notebooks}
     from igkd.engine import Study  # after the cheap checks: torch takes seconds to import
 
-    study = Study(options.profile, options.data, options.device, log=partial(print, flush=True), jobs=options.jobs)
+    study = Study(options.profile, options.data, options.device, jobs=options.jobs)
     if options.data:
         study.images  # noqa: B018 - data that was named must be usable, even where all is recorded
     if options.publish:
@@ -97,12 +97,12 @@ def main() -> int:
         return plan(study, only)
     if options.verify:
         return verify(study, only, options.verify)
-    if options.engine == "ray":
-        from igkd.cluster import connected
+    if options.engine == "local":
+        return reproduce(study, notebooks, build, parameters, options)
+    from igkd.cluster import connected
 
-        with connected(study, options.address):
-            return reproduce(study, notebooks, build, parameters, options)
-    return reproduce(study, notebooks, build, parameters, options)
+    with connected(study, options.address):
+        return reproduce(study, notebooks, build, parameters, options)
 
 
 def checked(path: Path, given: dict) -> dict:
@@ -141,6 +141,8 @@ def reproduce(study, notebooks: list[Path], build: Path, parameters: dict, optio
     if options.force:
         study.images.train_labels  # noqa: B018 - without the data, what is forgotten could not be trained again
         forget(study, numbers)
+    if not study.has_images:
+        print("CIFAR-10 is not here: what records hold is drawn; cells that need images are skipped (README, Data)")
     before = study.store.keys()
     try:
         # Notebooks with changed parameters may need other runs than the profile's; each then trains its own.
@@ -186,7 +188,7 @@ def execute_all(notebooks: list[Path], at_once: int, copies: Path, parameters: d
         }
         try:
             for done in as_completed(running):
-                print(f"{running[done].stem}: {done.result() or 'ok'}", flush=True)
+                print(f"{running[done].stem}: {done.result() or 'ok'}")
                 failed |= bool(done.result())
         except BaseException:  # Ctrl-C: the threads end when their kernels do
             import psutil
@@ -273,7 +275,7 @@ def verify(study, numbers: list[str], count: int) -> int:
         limit = stats.t.ppf(0.995, len(alike) - 1) * alike.std() * 2**0.5 if len(alike) > 2 else 0.0
         same = now.outcome["weights"] == then.outcome["weights"]
         failed |= not same and abs(change) > limit
-        print(f"{run.key}: {'equal bit for bit' if same else f'{change:+.2%}, seeds explain {limit:.2%}'}", flush=True)
+        print(f"{run.key}: {'equal bit for bit' if same else f'{change:+.2%}, seeds explain {limit:.2%}'}")
     return int(failed)
 
 
