@@ -14,7 +14,6 @@ import shutil
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import partial
 from pathlib import Path
 
 from igkd.errors import InputError, OneLineParser, TrainingError, exit_code
@@ -70,6 +69,7 @@ def seconds(text: str) -> float:
 def main() -> int:
     """Do what the command line asks for."""
     options = arguments()
+    sys.stdout.reconfigure(line_buffering=True)  # a log in a file is up to date
     notebooks = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     numbers = [path.name[:2] for path in notebooks]
     only = [text.zfill(2) for text in options.only or numbers]
@@ -88,7 +88,7 @@ def main() -> int:
     parameters = {path: checked(path, given) for path in notebooks}
     from igkd.engine import Study  # after the cheap checks: torch takes seconds to import
 
-    study = Study(options.profile, options.data, options.device, log=partial(print, flush=True), jobs=options.jobs)
+    study = Study(options.profile, options.data, options.device, jobs=options.jobs)
     if options.data:
         study.images  # noqa: B018 - data that was named must be usable, even where all is recorded
     if options.publish:
@@ -97,19 +97,19 @@ def main() -> int:
         return plan(study, only)
     if options.verify:
         return verify(study, only, options.verify)
-    if options.engine == "ray":
-        from igkd.cluster import connected
+    if options.engine == "local":
+        return reproduce(study, notebooks, build, parameters, options)
+    from igkd.cluster import connected
 
-        with connected(study, options.address):
-            return reproduce(study, notebooks, build, parameters, options)
-    return reproduce(study, notebooks, build, parameters, options)
+    with connected(study, options.address):
+        return reproduce(study, notebooks, build, parameters, options)
 
 
 def checked(path: Path, given: dict) -> dict:
     """Parameters as values, if the notebook has them; papermill would only warn and use the defaults."""
     import papermill
 
-    defaults, values = papermill.inspect_notebook(path), {}
+    defaults, values = papermill.inspect_notebook(as_template(path)), {}
     for name, text in given.items():
         if name not in defaults:
             raise InputError(f"{path.name} has no parameter {name!r}; it has {', '.join(defaults)}")
@@ -118,6 +118,11 @@ def checked(path: Path, given: dict) -> dict:
         if not isinstance(values[name], (int, float) if isinstance(default, float) else type(default)):
             raise InputError(f"{path.name} takes {name} like {default!r}, not {text!r}")
     return values
+
+
+def as_template(path: Path) -> str:
+    """The path as papermill takes it, which formats paths as templates."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def literal(text: str):
@@ -136,6 +141,8 @@ def reproduce(study, notebooks: list[Path], build: Path, parameters: dict, optio
     if options.force:
         study.images.train_labels  # noqa: B018 - without the data, what is forgotten could not be trained again
         forget(study, numbers)
+    if not study.has_images:
+        print("CIFAR-10 is not here: what records hold is drawn; cells that need images are skipped (README, Data)")
     before = study.store.keys()
     try:
         # Notebooks with changed parameters may need other runs than the profile's; each then trains its own.
@@ -181,7 +188,7 @@ def execute_all(notebooks: list[Path], at_once: int, copies: Path, parameters: d
         }
         try:
             for done in as_completed(running):
-                print(f"{running[done].stem}: {done.result() or 'ok'}", flush=True)
+                print(f"{running[done].stem}: {done.result() or 'ok'}")
                 failed |= bool(done.result())
         except BaseException:  # Ctrl-C: the threads end when their kernels do
             import psutil
@@ -203,8 +210,7 @@ def execute(source: Path, copy: Path, parameters: dict, with_images: bool = True
     from nbformat.v4 import new_output
     from papermill.exceptions import PapermillExecutionError
 
-    # Papermill formats paths as templates.
-    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, copy)]
+    paths = as_template(source), as_template(copy)
     skip = {} if with_images else {"skip_cells_with_tag": NEEDS_IMAGES}
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -233,12 +239,13 @@ def plan(study, numbers: list[str]) -> int:
     for experiment in dict.fromkeys(item.experiment for item in declared):
         runs = [item.run for item in declared if item.experiment == experiment]
         missing = [run for run in runs if run.key not in recorded]
+        n = {run: study.images.n_train * run.subset.fraction * (1 - run.subset.validation) for run in missing}
         took = [
-            speed.get((run.recipe, run.architecture), float("nan"))
-            * (study.images.n_train * run.subset.fraction * (1 - run.subset.validation))
-            for run in missing
+            n[run] * speed[run.recipe, run.architecture] for run in missing if (run.recipe, run.architecture) in speed
         ]
-        rest = f", about {sum(took) / 60:.1f} min on one core or GPU" if sum(took) > 0 else ""
+        rest = f", about {sum(took) / 60:.1f} min on one core or GPU" if took else ""
+        if unknown := len(missing) - len(took):
+            rest += f", {unknown} of unknown length"
         print(f"{experiment:<18} {len(runs) - len(missing):4d} of {len(runs):4d} recorded{rest}")
     return 0
 
@@ -268,7 +275,7 @@ def verify(study, numbers: list[str], count: int) -> int:
         limit = stats.t.ppf(0.995, len(alike) - 1) * alike.std() * 2**0.5 if len(alike) > 2 else 0.0
         same = now.outcome["weights"] == then.outcome["weights"]
         failed |= not same and abs(change) > limit
-        print(f"{run.key}: {'equal bit for bit' if same else f'{change:+.2%}, seeds explain {limit:.2%}'}", flush=True)
+        print(f"{run.key}: {'equal bit for bit' if same else f'{change:+.2%}, seeds explain {limit:.2%}'}")
     return int(failed)
 
 

@@ -472,10 +472,9 @@ def test_other_runs_go_on_after_one_that_failed(study):
 
 
 def test_a_record_that_cannot_be_written_fails_its_run_alone(study, monkeypatch, tmp_path):
-    # a file where the folder of one experiment should be, and a progress file in a folder that is a file
+    # a file where the folder of one experiment should be
     study.store.root.mkdir(parents=True)
     (study.store.root / "blocked").write_text("")
-    monkeypatch.setenv("IGKD_PROGRESS", str(study.store.root / "blocked" / "progress.json"))
     first, second = small_run(IMAGES), small_run(IMAGES, seed=1)
     items = [
         Planned("blocked", {"arm": "Student", "seed": 0}, first),

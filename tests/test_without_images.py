@@ -2,15 +2,18 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from igkd import experiments
 from igkd.engine import Study
@@ -19,6 +22,9 @@ from igkd.images import CIFAR10_CLASSES
 from test_engine import record
 
 ROOT = Path(__file__).resolve().parent.parent
+RUN_ALL = runpy.run_path(str(ROOT / "run_all.py"))
+NEEDS_IMAGES, execute = RUN_ALL["NEEDS_IMAGES"], RUN_ALL["execute"]
+KERNEL = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
 N_TRAIN, N_TEST = 40, 20
 
 
@@ -86,6 +92,26 @@ def test_images_that_were_named_must_be_there(tmp_path, monkeypatch):
     with_and_without(tmp_path, monkeypatch)
     with pytest.raises(InputError, match="nowhere.npz is not there"):
         Study("paper", data="nowhere.npz", device="cpu", root=tmp_path).images  # noqa: B018
+
+
+@pytest.mark.parametrize(("profile", "kept"), [("laptop", True), ("paper", False)])
+def test_cells_that_need_the_images_are_skipped(tmp_path, profile, kept):
+    """Their copies keep the outputs of the repository, if those are of the same profile."""
+    old = new_output("stream", name="stdout", text="made with the images\n")
+    cells = [
+        new_code_cell('profile = "demo"', metadata={"tags": ["parameters"]}),
+        new_code_cell("raise ValueError", metadata={"tags": [NEEDS_IMAGES]}, outputs=[old]),
+        new_code_cell("print('from records')", outputs=[old]),
+    ]
+    path = tmp_path / "00_x.ipynb"
+    nbformat.write(new_notebook(cells=cells, metadata={"profile": "laptop"} | KERNEL), path)
+    copy = tmp_path / "copy.ipynb"
+    assert execute(path, copy, {"profile": profile}, with_images=False) == ""
+    skipped, drawn = nbformat.read(copy, 4).cells[-2:]
+    assert "needs the images" in skipped.outputs[0].text and "README" in skipped.outputs[0].text
+    assert skipped.outputs[1:] == [old] * kept
+    assert [shown.text for shown in drawn.outputs] == ["from records\n"]
+    assert execute(path, copy, {"profile": profile}).startswith("failed: ValueError")
 
 
 @pytest.fixture(scope="module")
