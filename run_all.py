@@ -211,11 +211,14 @@ def execute(source: Path, copy: Path, parameters: dict, with_images: bool = True
     from papermill.exceptions import PapermillExecutionError
 
     paths = as_template(source), as_template(copy)
-    skip = {} if with_images else {"skip_cells_with_tag": NEEDS_IMAGES}
+    options = {"kernel_name": "python3", "cwd": ROOT, "progress_bar": False}
+    options["extra_arguments"] = ["--IPKernelApp.log_level=40"]  # its warnings are not about the notebook
+    if not with_images:
+        options["skip_cells_with_tag"] = NEEDS_IMAGES
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.unlink(missing_ok=True)
-        papermill.execute_notebook(*paths, parameters, kernel_name="python3", cwd=ROOT, progress_bar=False, **skip)
+        papermill.execute_notebook(*paths, parameters, **options)
         done, before = nbformat.read(copy, 4), nbformat.read(source, 4)
         same = before.metadata.get("profile") == parameters["profile"]
         kept = {cell.id: cell.get("outputs", []) for cell in before.cells if same}
