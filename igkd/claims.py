@@ -316,9 +316,9 @@ def ledger(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows).T.sort_index().rename_axis("claim").fillna("–")
 
 
-def verdicts(study: Study, *numbers: str) -> pd.DataFrame:
-    """What came of some claims, a column each: for the end of a notebook."""
-    return ledger(study).loc[list(numbers)].T
+def verdicts(study: Study, *numbers: str):
+    """What came of some claims, a column each, with whole sentences: for the end of a notebook."""
+    return ledger(study).loc[list(numbers)].T.style.set_properties(**{"text-align": "left"})
 
 
 def write_ledger(study: Study) -> pd.DataFrame:

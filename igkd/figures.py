@@ -225,9 +225,10 @@ def loss_budget(panels: dict[str, pd.DataFrame]) -> Figure:
     terms = ["cross-entropy", "distillation", "attention"]
     look = {"hue_order": terms, "style_order": terms, "markers": True, "dashes": False, "errorbar": ("pi", 100)}
     size = {"height": 3.2, "aspect": 1.2, "palette": "colorblind"}
-    grid = sns.relplot(
-        table, kind="line", x="epoch", y="percent", hue="term", style="term", col="panel", **look, **size
-    )
+    with plt.rc_context({"figure.constrained_layout.use": False}):  # a grid lays itself out
+        grid = sns.relplot(
+            table, kind="line", x="epoch", y="percent", hue="term", style="term", col="panel", **look, **size
+        )
     grid.set(yscale="log", ylabel="share of the gradient norm (%)").set_titles("{col_name}")
     for axis in grid.axes.flat:
         axis.yaxis.set_major_formatter("{x:g}")
