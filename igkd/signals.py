@@ -264,7 +264,8 @@ def check_alignment(logits: Tensor, labels: np.ndarray, teacher_accuracy: float)
         If they do not.
     """
     named, chance = float((logits.argmax(1).numpy() == labels).mean()), 1 / logits.shape[1]
-    if named < chance + (teacher_accuracy - chance) / 2:
+    # A teacher that is no better than chance names no label by which its own logits could be known.
+    if teacher_accuracy > chance and named < chance + (teacher_accuracy - chance) / 2:
         raise InputError(
             f"the teacher's cached logits name {named:.1%} of the labels, the teacher {teacher_accuracy:.1%}: they belong "
             "to other images or another order; use the teacher with the data it was trained for"
