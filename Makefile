@@ -1,5 +1,5 @@
 # make reproduce   the study, in an environment of its own under .venv
-# make test        the tests, in the same environment
+# make test        lint, format and tests, in the same environment
 # Another interpreter: make reproduce PYTHON=python3.12 (make clean first, if .venv has a different one)
 
 PYTHON ?= python3
@@ -10,6 +10,8 @@ reproduce: .venv/.installed
 	.venv/bin/python run_all.py
 
 test: .venv/.installed-test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest
 
 clean:
@@ -25,10 +27,10 @@ too_old = igkd needs Python 3.11 or newer and "$(PYTHON)" is not: name one with 
 	$(PYTHON) -m venv --clear .venv
 	touch $@
 
-.venv/.installed: pyproject.toml .venv/.made
-	.venv/bin/python -m pip install --editable .
+.venv/.installed: pyproject.toml constraints.txt .venv/.made
+	.venv/bin/python -m pip install --constraint constraints.txt --editable .
 	touch $@
 
 .venv/.installed-test: .venv/.installed
-	.venv/bin/python -m pip install --editable '.[test]'
+	.venv/bin/python -m pip install --constraint constraints.txt --editable '.[test]'
 	touch $@

@@ -1,333 +1,169 @@
 #!/usr/bin/env python3
-"""Reproduce the paper: train what is missing, execute the notebooks, end with one table.
+"""Reproduce the paper: train what is missing, execute the notebooks, end with the ledger.
 
 Executed copies are written to build/<profile>/notebooks/. Finished runs are never repeated, so the same command goes
 on where an earlier one stopped. Exit codes: 0 all went well, 1 something failed, 2 bad input, 130 stopped with Ctrl-C.
 """
 
 import argparse
+import ast
 import json
 import os
 import re
-import shlex
 import shutil
 import sys
 import tempfile
-import time
-from contextlib import ExitStack, closing
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from igkd.__main__ import OneLineParser, exit_code
-from igkd.errors import InputError, TrainingError
-from igkd.notebooks import Execution, Notebook, check_parameters, execute_all, find_notebooks, publish
-from igkd.progress import Status, duration
+from igkd.errors import InputError, OneLineParser, TrainingError, exit_code
 
-REPOSITORY = Path(__file__).resolve().parent
-NOTEBOOKS = REPOSITORY / "notebooks"
+ROOT = Path(__file__).resolve().parent
+#: Tag of the cells that show images or send them through a network, and of those that need what such cells make.
+NEEDS_IMAGES = "needs-images"
+SKIPPED = "This cell needs the images, which are not here (section Data of the README says how to get them).\n"
 LATENCY_NOTEBOOK = "07"
+AT_ONCE = 2  # notebooks, each with a kernel of its own
 
 
-def main() -> int:
-    """Run the command line."""
-    options = parse_arguments()
-    return exit_code("run_all.py", lambda: run(options))
-
-
-def run(options: argparse.Namespace) -> int:
-    """Do what the command line asks for."""
-    notebooks = select(find_notebooks(NOTEBOOKS), options.only, options.start)
-    if options.list:
-        return list_notebooks(notebooks)
-    # Notebooks and the default place of the data are relative to the repository.
-    for name in {"IGKD_DATA", "IGKD_IMAGENET"} & set(os.environ):
-        os.environ[name] = absolute(os.environ[name])
-    options.data = absolute(options.data)
-    os.chdir(REPOSITORY)
-    if options.check:
-        return show_check(options)
-    if options.publish:
-        return publish_notebooks(notebooks, options.profile)
-    if options.verify_figures:
-        return show_figures_check()
-    return with_study(notebooks, options)
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line; bad usage ends the program with one line and code 2."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = OneLineParser(prog="run_all.py", description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n", 1)[1])
     parser.add_argument("--profile", default="demo", metavar="demo|laptop|paper", help="how large (default: demo)")
     parser.add_argument("--only", nargs="+", metavar="NN", help="only these notebooks, for example 01 03")
-    parser.add_argument("--from", dest="start", metavar="NN", help="only this notebook and those after it")
     parser.add_argument("--data", default="", help="CIFAR-10 or your own images: a folder, an .npz file, or 'download'")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: one a processor core; a GPU: 1)")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="train here (default) or with Ray")
+    parser.add_argument("--address", metavar="HOST:PORT", help="of the head of a Ray cluster (default: start one here)")
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs and notebooks at once (default: one a processor core; a GPU: 1)"
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter of the notebooks"
     )
-    parser.add_argument(
-        "--engine", choices=("local", "ray"), default="local", help="train on this machine (default) or with Ray"
-    )
-    parser.add_argument(
-        "--address", metavar="HOST:PORT", help="with --engine ray: of the cluster's head (default: start one here)"
-    )
-    parser.add_argument(
-        "-p",
-        dest="parameters",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="set a parameter of the notebooks",
-    )
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="forget what is recorded and train it again, all of it or that of the --only notebooks "
-        "(records of the laptop and paper profiles are files of the repository)",
-    )
+    parser.add_argument("--force", action="store_true", help="forget what is recorded of the notebooks, train it again")
+    parser.add_argument("--budget", type=seconds, metavar="9m", help="start no run after 90s, 9m or 1h")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--list", action="store_true", help="list the notebooks")
-    action.add_argument("--plan", action="store_true", help="runs done and to do, time and disk that they need")
-    action.add_argument("--why", action="store_true", help="for each run to do, what differs from the nearest record")
-    action.add_argument("--check", action="store_true", help="check Python, packages, kernel, device, disk and data")
+    action.add_argument("--plan", action="store_true", help="what is recorded, and how long the rest takes")
     action.add_argument("--runs-only", action="store_true", help="train what is missing, without notebooks")
-    action.add_argument(
-        "--publish",
-        action="store_true",
-        help="copy outputs, figures and times of this profile's execution into the repository",
-    )
     action.add_argument("--verify", type=int, metavar="N", help="train N recorded runs again and compare")
-    action.add_argument("--verify-figures", action="store_true", help="compare figures/ with the records that are here")
-    parser.add_argument(
-        "--budget", type=seconds, metavar="9m", help="with --runs-only: start no run after 90s, 9m or 1h"
-    )
+    action.add_argument("--publish", action="store_true", help="copy outputs and figures into the repository")
     options = parser.parse_args()
-    if options.jobs is not None and options.jobs < 1:
-        parser.error(f"--jobs is {options.jobs}; give 1 or more")
-    if options.verify is not None and options.verify < 1:
-        parser.error(f"--verify is {options.verify}; give 1 or more")
-    for name in {name for name, _ in options.parameters} & {"profile", "data", "device"}:
-        parser.error(f"{name} is no parameter for -p; give --{name}")
-    if options.budget is not None and not options.runs_only:
-        parser.error("--budget goes with --runs-only")
-    looking = (
-        options.list
-        or options.plan
-        or options.why
-        or options.check
-        or options.publish
-        or options.verify is not None
-        or options.verify_figures
-    )
+    for name in ("jobs", "verify"):
+        if (given := getattr(options, name)) is not None and given < 1:
+            parser.error(f"--{name} is {given}; give 1 or more")
+    looks = options.list or options.plan or options.publish or options.verify
+    if looks and (options.force or options.p or options.budget is not None or options.engine == "ray"):
+        parser.error("--force, -p, --budget and --engine go with training")
     if options.address and options.engine != "ray":
         parser.error("--address goes with --engine ray")
-    if options.engine == "ray" and looking:
-        parser.error("--engine ray goes with training: alone or with --runs-only")
-    if options.parameters and (looking or options.runs_only):
-        parser.error("-p goes with executing notebooks")
-    if options.force and looking:
-        parser.error("--force goes with training: alone or with --runs-only")
     return options
 
 
 def seconds(text: str) -> float:
     """Seconds of a duration such as 90s, 9m or 1h."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if not found:
+    if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)):
         raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 90s, 9m or 1h")
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def absolute(data: str) -> str:
-    """A path that means the same in every folder; no data and the word ``download`` stay as they are."""
-    # Not by pathlib, which refuses a user that is not known and links that go round; whoever reads it says so better.
-    return data if data in ("", "download") else os.path.realpath(os.path.expanduser(data))
+def main() -> int:
+    """Do what the command line asks for."""
+    options = arguments()
+    sys.stdout.reconfigure(line_buffering=True)  # a log in a file is up to date
+    notebooks = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    numbers = [path.name[:2] for path in notebooks]
+    only = [text.zfill(2) for text in options.only or numbers]
+    if unknown := [number for number in only if number not in numbers]:
+        raise InputError(f"there is no notebook {', '.join(unknown)}; there are {', '.join(numbers)}")
+    notebooks = [path for path in notebooks if path.name[:2] in only]
+    if options.list:
+        for path in notebooks:
+            print(f"{path.stem:<25} {''.join(json.loads(path.read_text())['cells'][0]['source']).splitlines()[0]}")
+        return 0
+    if options.data not in ("", "download"):  # means the same in every folder
+        options.data = os.path.realpath(os.path.expanduser(options.data))
+    os.chdir(ROOT)
+    build = ROOT / "build" / options.profile
+    given = {name: getattr(options, name) for name in ("profile", "data", "device")} | dict(options.p)
+    parameters = {path: checked(path, given) for path in notebooks}
+    from igkd.engine import Study  # after the cheap checks: torch takes seconds to import
+
+    study = Study(options.profile, options.data, options.device, jobs=options.jobs)
+    if options.data:
+        study.images  # noqa: B018 - data that was named must be usable, even where all is recorded
+    if options.publish:
+        return publish(study, notebooks, build)
+    if options.plan:
+        return plan(study, only)
+    if options.verify:
+        return verify(study, only, options.verify)
+    if options.engine == "local":
+        return reproduce(study, notebooks, build, parameters, options)
+    from igkd.cluster import connected
+
+    with connected(study, options.address):
+        return reproduce(study, notebooks, build, parameters, options)
 
 
-def select(notebooks: list[Notebook], only: list[str] | None, start: str | None) -> list[Notebook]:
-    """The notebooks that were asked for, in their order."""
-    if not notebooks:
-        raise InputError(f"there are no notebooks NN_topic.ipynb in {NOTEBOOKS}; get them from the repository")
-    chosen = notebooks if only is None else [named(notebooks, text) for text in only]
-    first = notebooks[0] if start is None else named(notebooks, start)
-    selected = [each for each in notebooks if each in chosen and each.number >= first.number]
-    if not selected:
-        raise InputError(f"no notebook of {', '.join(only)} comes from {start} on; leave out --from or --only")
-    return selected
+def checked(path: Path, given: dict) -> dict:
+    """Parameters as values, if the notebook has them; papermill would only warn and use the defaults."""
+    import papermill
+
+    defaults, values = papermill.inspect_notebook(as_template(path)), {}
+    for name, text in given.items():
+        if name not in defaults:
+            raise InputError(f"{path.name} has no parameter {name!r}; it has {', '.join(defaults)}")
+        default, value = literal(defaults[name]["default"]), literal(text)
+        values[name] = text if isinstance(default, str) else value
+        if not isinstance(values[name], (int, float) if isinstance(default, float) else type(default)):
+            raise InputError(f"{path.name} takes {name} like {default!r}, not {text!r}")
+    return values
 
 
-def named(notebooks: list[Notebook], text: str) -> Notebook:
-    """The notebook of which the number, with one digit or two, or the whole name was given."""
-    for each in notebooks:
-        if text in (each.name, each.path.name) or (text and text.zfill(2) == each.number):
-            return each
-    numbers = ", ".join(each.number for each in notebooks)
-    raise InputError(f"there is no notebook {shlex.quote(text)}; there are {numbers}")
+def as_template(path: Path) -> str:
+    """The path as papermill takes it, which formats paths as templates."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def list_notebooks(notebooks: list[Notebook]) -> int:
-    """Print names and titles."""
-    width = max(len(notebook.name) for notebook in notebooks)
-    for notebook in notebooks:
-        print(f"{notebook.name:<{width}}  {notebook.title}")
-    return 0
+def literal(text: str):
+    """The value that Python reads in it, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
-def show_check(options: argparse.Namespace) -> int:
-    """Print each finding as it is made."""
-    from igkd.doctor import check
+def reproduce(study, notebooks: list[Path], build: Path, parameters: dict, options) -> int:
+    """Train what the notebooks declare, execute them, and write the ledger."""
+    from igkd.experiments import TIMED
 
-    healthy = True
-    for finding in check(options.profile, options.data or None, options.device):
-        print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.name}: {finding.detail}", flush=True)
-        if not finding.ok:
-            print(f"         fix: {finding.fix}")
-        healthy &= finding.ok
-    return 0 if healthy else 1
+    numbers, failed = [path.name[:2] for path in notebooks], False
+    if options.force:
+        study.images.train_labels  # noqa: B018 - without the data, what is forgotten could not be trained again
+        forget(study, numbers)
+    if not study.has_images:
+        print("CIFAR-10 is not here: what records hold is drawn; cells that need images are skipped (README, Data)")
+    before = study.store.keys()
+    try:
+        # Notebooks with changed parameters may need other runs than the profile's; each then trains its own.
+        if options.runs_only or (study.has_images and not options.p):
+            study.complete(numbers, options.budget)
+    except TrainingError as error:
+        print(f"run_all.py: {error}", file=sys.stderr)
+        failed = True
+    if not options.runs_only:
+        timed = [path for path in notebooks if path.name[:2] in TIMED]  # first: notebook 00 shows what they measure
+        for group, at_once in ((timed, 1), ([path for path in notebooks if path not in timed], AT_ONCE)):
+            failed |= execute_all(group, at_once, build / "notebooks", parameters, study.has_images)
+    new, declared = study.store.keys() - before, {item.run.key for item in study.planned(numbers)}
+    missing = len(declared - before - new)
+    print(f"{len(new)} runs trained, {len(declared & before)} were recorded, {missing} to do")
+    if not options.runs_only:
+        from igkd.claims import write_ledger
 
-
-def show_figures_check() -> int:
-    """Print for each figure whether it fits the records."""
-    from igkd.runs import Store
-    from igkd.verify import verify_figures
-
-    store = Store(REPOSITORY / "records", REPOSITORY / "build", REPOSITORY / "weights")
-    return show_checks(verify_figures(REPOSITORY / "figures", store))
-
-
-def show_verification(study, count: int) -> int:
-    """Print for each run that is trained again whether it comes out the same."""
-    import numpy as np
-
-    from igkd.verify import verify_runs
-
-    return show_checks(verify_runs(study, count, np.random.default_rng()))
-
-
-def show_checks(checks) -> int:
-    """Print each check as it is made; 1 if one does not hold."""
-    failed = 0
-    for check in checks:
-        word = {True: "holds", False: "FAILS", None: "open"}[check.holds]
-        print(f"{word:<5}  {check.name}: {check.detail}", flush=True)
-        failed += check.holds is False
+        write_ledger(study)
+        print(f"executed copies are in {build}/notebooks/, the ledger is {study.figures}/ledger.html")
     return 1 if failed else 0
-
-
-def publish_notebooks(notebooks: list[Notebook], profile: str) -> int:
-    """Give the notebooks the outputs of their executed copies; copy the figures and the measured times."""
-    build = REPOSITORY / "build" / profile
-    if not (build / "figures").is_dir():
-        raise InputError(f"there are no figures of the {profile} profile in build/; execute the notebooks first")
-    for notebook in notebooks:
-        publish(notebook, build / "notebooks" / notebook.path.name, profile)
-        print(f"{notebook.name}: has the outputs of the {profile} profile")
-    copies = [(path, REPOSITORY / "figures") for path in sorted((build / "figures").iterdir())]
-    measured = [path for name in ("run_all", "latency") for path in sorted(build.glob(f"{name}-*.json"))]
-    copies += [(path, REPOSITORY / "bench") for path in measured]
-    for path, folder in copies:
-        folder.mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / path.name)
-    print(f"{len(copies)} figures and measurements copied to figures/ and bench/")
-    if profile != "demo":  # whose networks every reader trains
-        publish_weights(profile)
-    return 0
-
-
-def publish_weights(profile: str) -> None:
-    """Copy the weights of the students that the notebooks show, if they are those of the records."""
-    from igkd.engine import Study
-    from igkd.experiments import shown
-    from igkd.models import load_weights, state_digest
-
-    study = Study(profile, device="cpu")
-    for item in shown(study.plan):
-        path, record = study.store.weights_path(item.run.key), study.store.find(item.run.key)
-        if not path.exists() or record is None:
-            continue
-        name = f"{profile}-{item.labels['arm']}-{item.run.architecture.blocks_removed}-removed.safetensors"
-        if state_digest(load_weights(path, len(record.outcome["per_class_accuracy"]))) == record.outcome["weights"]:
-            shutil.copyfile(path, study.store.shipped / name)
-            print(f"weights/{name}: run {item.run.key}")
-        else:
-            print(f"{name} is not copied: the weights of run {item.run.key} here are not those of its record")
-
-
-def with_study(notebooks: list[Notebook], options: argparse.Namespace) -> int:
-    """Everything that needs the runs of the profile."""
-    parameters = {}
-    if not (options.plan or options.why or options.runs_only or options.verify is not None):
-        from igkd.kernels import prepare
-
-        prepare()  # first, because it takes longest
-        given = {"profile": options.profile, "data": options.data, "device": options.device} | dict(options.parameters)
-        parameters = {notebook: check_parameters(notebook, given) for notebook in notebooks}
-    from igkd.engine import PROGRESS, Study  # after the cheap checks: torch takes seconds to import
-
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Status(Path(folder) / "progress", sys.stderr) as status,
-        ExitStack() as at_end,
-    ):
-        study = Study(options.profile, options.data, options.device, log=status.say, jobs=options.jobs)
-        if options.data:
-            study.images  # noqa: B018 - data that was named must be usable, even where all is recorded
-        numbers = [notebook.number for notebook in notebooks]
-        study.plan  # noqa: B018 - a missing data set or teacher is said before anything runs
-        if options.plan:
-            return show_plan(study, numbers)
-        if options.why:
-            return show_reasons(study, numbers)
-        if options.verify is not None:
-            return show_verification(study, options.verify)
-        if options.engine == "ray":
-            from igkd.cluster import connected
-
-            at_end.enter_context(connected(study, options.address))
-        if options.force:
-            study.images.train_labels  # noqa: B018 - without the data, what is forgotten could not be trained again
-            forget(study, numbers)
-        os.environ[PROGRESS] = str(status.file)
-        if options.runs_only:
-            return train_runs(study, numbers, options, status)
-        return run_notebooks(study, notebooks, parameters, options, status)
-
-
-def show_plan(study, numbers: list[str]) -> int:
-    """Print what there is to do."""
-    from igkd.outlook import outlook
-
-    found, source = outlook(study, numbers)
-    rows = [("notebook", "runs done", "to do", "training")]
-    rows += [(number, str(each.done), str(each.missing), estimate(each.seconds)) for number, each in found.items()]
-    total = [each.seconds for each in found.values()]
-    rows.append(
-        (
-            "all",
-            str(sum(each.done for each in found.values())),
-            str(sum(each.missing for each in found.values())),
-            estimate(None if None in total else sum(total)),
-        )
-    )
-    print(table(rows))
-    print(f"time on this machine: {source}")
-    needed = sum(each.disk for each in found.values())
-    print(f"disk: about {needed / 1e6:,.0f} MB needed, {shutil.disk_usage(REPOSITORY).free / 1e6:,.0f} MB free")
-    return 0
-
-
-def estimate(duration_in_seconds: float | None) -> str:
-    """Minutes in words."""
-    if duration_in_seconds is None:
-        return "?"
-    return f"{duration_in_seconds / 60:.1f} min"
-
-
-def show_reasons(study, numbers: list[str]) -> int:
-    """Print why each missing run is missing."""
-    from igkd.outlook import reasons
-
-    print("\n".join(reasons(study, numbers)) or "every run is recorded")
-    return 0
 
 
 def forget(study, numbers: list[str]) -> None:
@@ -337,163 +173,150 @@ def forget(study, numbers: list[str]) -> None:
     keys = {item.run.key for item in study.planned(numbers)}
     if TEACHER_NOTEBOOK not in numbers:
         keys -= {item.run.key for item in study.planned([TEACHER_NOTEBOOK])}
-    recorded = keys & study.store.keys()
     for key in keys:  # of one without a record there may be a checkpoint
         study.store.forget(key)
     if LATENCY_NOTEBOOK in numbers:
         study.latency_files[0].unlink(missing_ok=True)
-    study.log(f"forgot {len(recorded)} records; they are trained again")
 
 
-def train_runs(study, numbers: list[str], options: argparse.Namespace, status: Status) -> int:
-    """Train what is missing, without notebooks."""
-    status.begin("training")
-    before = study.store.keys()
+def execute_all(notebooks: list[Path], at_once: int, copies: Path, parameters: dict, with_images: bool) -> bool:
+    """Execute notebooks side by side; say whether one failed."""
+    failed = False
+    with ThreadPoolExecutor(at_once) as pool:
+        running = {
+            pool.submit(execute, path, copies / path.name, parameters[path], with_images): path for path in notebooks
+        }
+        try:
+            for done in as_completed(running):
+                print(f"{running[done].stem}: {done.result() or 'ok'}")
+                failed |= bool(done.result())
+        except BaseException:  # Ctrl-C: the threads end when their kernels do
+            import psutil
+
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in psutil.Process().children(recursive=True):
+                child.kill()
+            raise
+    return failed
+
+
+def execute(source: Path, copy: Path, parameters: dict, with_images: bool = True) -> str:
+    """Execute a notebook into `copy`, and say in a line what went wrong.
+
+    Without the images, tagged cells are not executed: they say so and keep the outputs of the same profile.
+    """
+    import nbformat
+    import papermill
+    from nbformat.v4 import new_output
+    from papermill.exceptions import PapermillExecutionError
+
+    paths = as_template(source), as_template(copy)
+    options = {"kernel_name": "python3", "cwd": ROOT, "progress_bar": False}
+    options["extra_arguments"] = ["--IPKernelApp.log_level=40"]  # its warnings are not about the notebook
+    if not with_images:
+        options["skip_cells_with_tag"] = NEEDS_IMAGES
     try:
-        study.complete(numbers, options.budget)
-    except TrainingError as error:
-        print(f"run_all.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        status.say(f"stopped; finished runs are kept. Go on with: {command(options)}")
-        return 130
-    finally:
-        here = study.store.keys()
-        wanted = {item.run.key for item in study.planned(numbers)}
-        status.say(
-            f"{len(wanted & (here - before))} runs trained, {len(wanted & before)} were recorded, "
-            f"{len(wanted - here)} to do"
-        )
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.unlink(missing_ok=True)
+        papermill.execute_notebook(*paths, parameters, **options)
+        done, before = nbformat.read(copy, 4), nbformat.read(source, 4)
+        same = before.metadata.get("profile") == parameters["profile"]
+        kept = {cell.id: cell.get("outputs", []) for cell in before.cells if same}
+        for cell in done.cells if not with_images else ():
+            if NEEDS_IMAGES in cell.metadata.get("tags", ()):
+                cell.outputs = [new_output("stream", name="stdout", text=SKIPPED), *kept.get(cell.id, [])]
+        nbformat.write(done, copy)
+    except PapermillExecutionError as error:
+        return f"failed: {error.ename}: {([''] + error.evalue.strip().splitlines())[-1]}"
+    except Exception as error:  # a dead kernel, a full disk, a damaged file: the other notebooks go on
+        return f"failed: {type(error).__name__}: {error}"
+    return ""
+
+
+def plan(study, numbers: list[str]) -> int:
+    """Print what is recorded of each experiment, and how long the rest takes at the speed of the records."""
+    speed = {}  # recipe and network -> seconds for each image
+    for record in study.store.records():
+        speed[record.run.recipe, record.run.architecture] = record.provenance["seconds"] / record.outcome["n_train"]
+    recorded, declared = study.store.keys(), study.planned(numbers)
+    for experiment in dict.fromkeys(item.experiment for item in declared):
+        runs = [item.run for item in declared if item.experiment == experiment]
+        missing = [run for run in runs if run.key not in recorded]
+        n = {run: study.images.n_train * run.subset.fraction * (1 - run.subset.validation) for run in missing}
+        took = [
+            n[run] * speed[run.recipe, run.architecture] for run in missing if (run.recipe, run.architecture) in speed
+        ]
+        rest = f", about {sum(took) / 60:.1f} min on one core or GPU" if took else ""
+        if unknown := len(missing) - len(took):
+            rest += f", {unknown} of unknown length"
+        print(f"{experiment:<18} {len(runs) - len(missing):4d} of {len(runs):4d} recorded{rest}")
     return 0
 
 
-def run_notebooks(
-    study, notebooks: list[Notebook], parameters: dict, options: argparse.Namespace, status: Status
-) -> int:
-    """Train what the notebooks declare, execute them, and print the table."""
-    from igkd.experiments import TIMED
-    from igkd.outlook import needed_by, shared_out
+def verify(study, numbers: list[str], count: int) -> int:
+    """Train recorded runs again: equal bit for bit, or within what seeds scatter."""
+    import numpy as np
+    from scipy import stats
 
-    if not study.has_images:
-        status.say(
-            "CIFAR-10 is not here: what records hold is drawn; cells that need images are skipped (README, Data)"
-        )
-    copies = REPOSITORY / "build" / options.profile / "notebooks"  # beside figures/, as in the repository
-    numbers = [notebook.number for notebook in notebooks]
-    started, before = time.monotonic(), study.store.keys()
-    finished: dict[Notebook, Execution] = {}
-    trained: dict[Notebook, int] = {}
-    at_once, failed = 1, False
-    try:
-        if not study.has_images:
-            at_once = study.jobs  # nothing is trained; a notebook that needs a run that is not recorded says so
-        # Notebooks with changed parameters may need other runs than the profile's; each then trains its own.
-        elif not options.parameters:
-            status.begin("training")
-            try:
-                study.complete(numbers)
-                at_once = study.jobs
-            except (TrainingError, OSError) as error:
-                status.say(f"run_all.py: {error}")
-                failed = True
-        new = study.store.keys() - before
-        shares = shared_out(study, numbers)
-        trained = {each: len({item.run.key for item in shares[each.number]} & new) for each in notebooks}
-        timed = [each for each in notebooks if each.number in TIMED]
-        # Those that measure come first: the first notebook shows what the others measured.
-        for group, beside in ((timed, 1), ([each for each in notebooks if each not in timed], at_once)):
-            here = study.store.keys()
-            status.begin(", ".join(each.name for each in group[:beside]))
-            with closing(execute_all(group, copies, parameters, REPOSITORY, beside, study.has_images)) as results:
-                for notebook, result in results:
-                    finished[notebook] = result
-                    trained[notebook] += len(study.store.keys() - here)
-                    here = study.store.keys()
-                    left = [each.name for each in group if each not in finished]
-                    status.begin(", ".join(left[:beside]))
-                    status.say(
-                        f"{notebook.name}: {result.status} in {duration(result.seconds)}"
-                        + (f"; {result.error}" if result.error else "")
-                    )
-    except KeyboardInterrupt:
-        left = [each for each in notebooks if each not in finished]
-        status.say(f"stopped; finished runs are kept. Go on with: {command(options, left)}")
-        return 130
-    seconds = time.monotonic() - started
-    rows = [("notebook", "seconds", "trained", "recorded", "figures", "status")]
-    for each in notebooks:
-        result, needed = finished[each], {item.run.key for item in needed_by(study, each.number)}
-        counts = (trained[each], len(needed & before), result.figures)
-        rows.append((each.name, f"{result.seconds:.0f}", *map(str, counts), result.status))
-    status.say("\n" + table(rows))
-    status.say(
-        "trained: runs of this call, each counted once; recorded: runs that the notebook opens and that were there"
-    )
-    status.say(ledger_line(study))
-    failed |= any(result.error for result in finished.values())
-    if not failed and len(notebooks) == len(find_notebooks(NOTEBOOKS)):
-        write_timing(study, rows, seconds)
-    status.say(f"{duration(seconds)} in all; executed copies are in {copies.relative_to(REPOSITORY)}/")
-    return 1 if failed else 0
+    from igkd.runs import Store
+    from igkd.training import train
+
+    recorded, failed = study.store.keys(), False
+    items = [item for item in study.planned(numbers) if item.run.key in recorded]
+    if not items:
+        raise InputError(f"no run of the {study.profile.name} profile is recorded; run_all.py trains them")
+    for at in np.random.default_rng().permutation(len(items))[:count]:
+        labels, run = items[at].labels, items[at].run
+        then, signals, digest = study.store.find(run.key), study.signals(run), study.teacher_digest(run)
+        with tempfile.TemporaryDirectory() as folder:  # the weights that are here stay
+            aside = Store(folder, folder, folder)
+            now = train(run, study.images, aside, study.compute, signals, digest)
+        change = now.outcome["accuracy"] - then.outcome["accuracy"]
+        alike = study.table([item for item in items if item.labels | {"seed": 0} == labels | {"seed": 0}]).accuracy
+        # The difference of two independent runs has twice the variance of one.
+        limit = stats.t.ppf(0.995, len(alike) - 1) * alike.std() * 2**0.5 if len(alike) > 2 else 0.0
+        same = now.outcome["weights"] == then.outcome["weights"]
+        failed |= not same and abs(change) > limit
+        print(f"{run.key}: {'equal bit for bit' if same else f'{change:+.2%}, seeds explain {limit:.2%}'}")
+    return int(failed)
 
 
-def ledger_line(study) -> str:
-    """Write the ledger of the claims and say in a line what is in it."""
-    from igkd.claims import write_ledger
+def publish(study, notebooks: list[Path], build: Path) -> int:
+    """Copy outputs, figures, measured times and the weights of the students shown into the repository."""
+    import nbformat
 
-    verdicts = [finding.verdict for finding in write_ledger(study)]
-    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
-    ledger = (study.figures / "ledger.html").relative_to(REPOSITORY)
-    return f"claims, on the data of the {study.profile.name} profile: {counts}; see {ledger}"
+    from igkd.experiments import shown
+    from igkd.runs import write_atomically
 
-
-def write_timing(study, rows: list[tuple[str, ...]], seconds: float) -> None:
-    """Keep how long a whole execution took: one file for executions that trained, one for those that read records."""
-    header, *lines = rows
-    measured = [dict(zip(header, [name, *map(int, numbers), outcome])) for name, *numbers, outcome in lines]
-    kind = "trained" if any(line["trained"] for line in measured) else "recorded"
-    content = {
-        "profile": study.profile.name,
-        "machine": study.compute.describe(),
-        "jobs": study.jobs,
-        "seconds": round(seconds),
-        "notebooks": measured,
-    }
-    path = study.figures.parent / f"run_all-{study.profile.name}-{kind}.json"
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def command(options: argparse.Namespace, left: list[Notebook] | None = None) -> str:
-    """The command that goes on; without --force, which would train finished runs again."""
-    words = ["python", "run_all.py", "--profile", options.profile]
-    if left is not None:
-        words += ["--only", *(notebook.number for notebook in left)]
-    for name, value in (("--data", options.data), ("--device", options.device)):
-        if value not in ("", "auto"):
-            words += [name, value]
-    if options.engine != "local":
-        words += ["--engine", options.engine]
-    if options.address:
-        words += ["--address", options.address]
-    if options.jobs:
-        words += ["--jobs", str(options.jobs)]
-    for name, value in options.parameters:
-        words += ["-p", name, value]
-    if options.runs_only:
-        words.append("--runs-only")
-        words += ["--only", *options.only] if options.only else []
-        words += ["--from", options.start] if options.start else []
-    return shlex.join(words)
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Columns side by side, the first flush left and the others flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        first.ljust(widths[0]) + "".join(f"  {text:>{width}}" for text, width in zip(others, widths[1:]))
-        for first, *others in rows
-    )
+    for path in notebooks:
+        copy = build / "notebooks" / path.name
+        try:
+            source, done = nbformat.read(path, 4), nbformat.read(copy, 4)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path.name} has no executed copy ({error}); execute it first") from error
+        cells = [cell for cell in done.cells if "injected-parameters" not in cell.metadata.get("tags", ())]
+        if [cell.source for cell in cells] != [cell.source for cell in source.cells]:
+            raise InputError(f"{path.name} failed, or was edited after it was executed; execute it again")
+        code = [(cell, ran) for cell, ran in zip(source.cells, cells, strict=True) if cell.cell_type == "code"]
+        for number, (cell, ran) in enumerate(code, 1):
+            if (cell.source and ran.execution_count is None) or any(out.output_type == "error" for out in ran.outputs):
+                raise InputError(f"{path.name} was not executed to its end with the images; execute it again")
+            cell.execution_count, cell.outputs = number, ran.outputs
+            for output in cell.outputs:
+                if output.output_type == "execute_result":
+                    output.execution_count = number
+        source.metadata["profile"] = study.profile.name
+        write_atomically(path, (nbformat.writes(source) + "\n").encode())
+        print(f"{path.stem}: has the outputs of the {study.profile.name} profile")
+    shutil.copytree(build / "figures", ROOT / "figures", dirs_exist_ok=True)
+    if study.latency_files[0].exists():
+        shutil.copy(*study.latency_files)
+    for item in shown(study.plan) if study.profile.name != "demo" else ():  # whose networks every reader trains
+        name = f"{study.profile.name}-{item.labels['arm']}-{item.run.architecture.blocks_removed}-removed.safetensors"
+        if (weights := study.store.weights_path(item.run.key)).exists():
+            shutil.copy(weights, study.store.shipped / name)
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("run_all.py", main))

@@ -1,21 +1,23 @@
 """python -m igkd: evaluate measures a network from a file, export writes one as ONNX, cut makes the image set of the
-records from CIFAR-10's official files, readme renews README.md and docs/."""
+records from CIFAR-10's official files, readme renews the claims in README.md."""
 
 import argparse
 import io
 import os
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from igkd.errors import InputError, TrainingError, first_line
-
-ROOT = Path(__file__).resolve().parent.parent
+from igkd.errors import InputError, OneLineParser, exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; see `exit_code`."""
+    """Run the command line; see `igkd.errors.exit_code`."""
+    return exit_code("igkd", lambda: run(parse_arguments(arguments)))
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line; bad usage ends the program with one line and code 2."""
     parser = OneLineParser(prog="python -m igkd", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     evaluation = commands.add_parser("evaluate", help="accuracy, balanced accuracy, Cohen's kappa, accuracy per class")
@@ -41,77 +43,29 @@ def main(arguments: list[str] | None = None) -> int:
     cut = commands.add_parser("cut", help="write the cut of CIFAR-10's training images that the records are of")
     cut.add_argument("--data", required=True, help="the official files: the folder they are in, or 'download'")
     cut.add_argument("--npz", required=True, metavar="FILE", help="where to write it")
-    commands.add_parser("readme", help="make the generated parts of README.md and docs/ anew")
-    options = parser.parse_args(arguments)
-    return exit_code("igkd", lambda: run(options))
+    commands.add_parser("readme", help="make the table of the claims in README.md anew")
+    return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> int:
     """Do what the command line asks for."""
-    if options.command == "readme":
-        return renew_readme()
     if options.command == "export":
         return export_run(options.run, options.onnx, options.int8, options.data)
+    if options.command == "readme":
+        return renew_readme()
     if options.command == "cut":
         return write_cut(options.data, options.npz)
     return evaluate_file(options.weights, options.data, options.normalize, options.device)
 
 
-def exit_code(program: str, work: Callable[[], int]) -> int:
-    """Do the work of a command line; what ends it early is said in one line.
-
-    Parameters
-    ----------
-    program : str
-        Its name.
-    work : callable
-        Returns the exit code.
-
-    Returns
-    -------
-    int
-        That of `work`; 1 if something failed, 2 for input or an environment that cannot be used, 130 for Ctrl-C.
-    """
-    try:
-        code = work()
-        sys.stdout.flush()  # so that a reader who has gone is noticed here, not when Python ends
-        return code
-    except InputError as error:
-        code, line = 2, str(error)
-    except ModuleNotFoundError as error:
-        code = 2
-        line = f"{error.name} is missing in {sys.executable}; run make, then source .venv/bin/activate"
-    except BrokenPipeError:
-        # Whoever read our output (head, a pager) has closed it; keep Python from flushing into it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (TrainingError, OSError) as error:
-        code, line = 1, first_line(error)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command starts again", file=sys.stderr)
-        return 130
-    print(f"{program}: {line}", file=sys.stderr)
-    return code
-
-
 def renew_readme() -> int:
-    """Write README.md and docs/ with their generated parts made anew."""
-    from igkd.readme import documents, rendered
+    """Write the table of the claims in README.md anew."""
+    from igkd.engine import Study
+    from igkd.report import renewed
 
-    for path in documents(ROOT):
-        path.write_text(rendered(path.read_text(), ROOT))
+    path = Path(__file__).resolve().parent.parent / "README.md"
+    path.write_text(renewed(path.read_text(), Study("paper", device="cpu")))
     return 0
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Bad usage is one line, like every other error; an option is given by its whole name, as it may delete records."""
-
-    def __init__(self, **options):
-        super().__init__(**options, allow_abbrev=False)
-
-    def error(self, message: str):
-        """Print one line and exit with code 2."""
-        self.exit(2, f"{self.prog}: {message}; --help lists the options\n")
 
 
 def evaluate_file(weights: str, data: str, normalize: str | None = None, device: str = "auto") -> int:
@@ -134,7 +88,7 @@ def evaluate_file(weights: str, data: str, normalize: str | None = None, device:
     from igkd.training import evaluate
 
     compute = pick_compute(device)
-    images = load_images("cifar10", data)
+    images = load_images("cifar10", data, test_alone=True)
     asked = {"none": ((0.0,) * 3, (1.0,) * 3), "cifar10": CIFAR10_MEAN_STD, None: None}[normalize]
     model = load_weights(weights, images.num_classes, asked)
     mean, std = model.mean.flatten(), model.std.flatten()
@@ -178,7 +132,7 @@ def export_run(key: str, path: str, int8: bool = False, data: str = "") -> int:
     InputError
         If the weights are not here, or the images are not the run's.
     """
-    from igkd.deploy import export_onnx, predict_onnx, quantize
+    from igkd.costs import export_onnx, predict_onnx, quantize
     from igkd.device import pick_compute
     from igkd.engine import Study
     from igkd.experiments import PROFILES

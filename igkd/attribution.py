@@ -5,12 +5,11 @@ one batch, their buffer is written in place, no parameter collects a gradient, a
 is always returned.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -24,9 +23,9 @@ BASELINES = ("mean", "black", "blur")
 #: Standard deviation of SmoothGrad's noise, of images in [0, 1]; Smilkov et al. advise 0.1 to 0.2.
 SMOOTHGRAD_NOISE = 0.15
 
-# Processors slow down beyond this: on one thread 400 evaluations of MobileNetV2 took 4 s in batches of 25 to
-# 100, 10 s in batches of 200 and 17 s in one, because large activations are handed back to the system and
-# faulted in again.
+#: Most evaluations of a network at once. Processors slow down beyond 64: on one thread 400 evaluations of MobileNetV2
+#: took 4 s in batches of 25 to 100, 10 s in batches of 200 and 17 s in one, because large activations are handed back
+#: to the system and faulted in again.
 MAX_BATCH_SIZE = {"cpu": 64}
 MAX_BATCH_SIZE_ACCELERATOR = 2048
 
@@ -63,18 +62,17 @@ def integrated_gradients(
     method: str = "gausslegendre",
     output: str = "logits",
     batch_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Attribution:
     """IG_i = (x_i - x0_i) * integral over a from 0 to 1 of df(x0 + a (x - x0)) / dx_i, by quadrature.
 
     Parameters
     ----------
     model : Module
-        Takes (B, C, H, W), returns logits (B, K). It is put in evaluation mode and left as it was found; its
-        parameters collect no gradients.
+        Takes (B, C, H, W), returns logits (B, K). It is evaluated in evaluation mode and in its own precision, and left
+        as it was found; its parameters collect no gradients.
     images : Tensor (N, C, H, W)
-        x, floating point, in the units that `model` takes (here [0, 1]); float32 and float64 are computed as
-        they are, lower precisions in float32.
+        x, floating point, in the units that `model` takes (here [0, 1]). The integral of lower precisions than float32
+        is summed in float32.
     target : Tensor (N,) of integers, optional
         The class whose output f is; by default the one that the model predicts. The paper takes the label.
     baseline : Tensor (C, H, W) or (N, C, H, W), or float
@@ -86,10 +84,8 @@ def integrated_gradients(
     output : {"logits", "probabilities"}, default "logits"
         What f is.
     batch_size : int, optional
-        Most evaluations of the model at once; it changes nothing but rounding. By default as many as fit in
-        half of the available memory, and no more than are useful.
-    progress : callable, optional
-        Called with the number of images done and N.
+        Most evaluations of the model at once; it changes nothing but rounding. By default 64 on a processor and 2048
+        on an accelerator; give less where memory is short.
 
     Returns
     -------
@@ -111,33 +107,34 @@ def integrated_gradients(
     Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", ICML 2017, arXiv 1703.01365.
     """
     if images.dim() != 4 or not len(images) or not images.is_floating_point():
-        raise InputError(f"images must be floating point (N, C, H, W) with N > 0, not {_described(images)}")
-    if output not in OUTPUTS:
-        raise InputError(f"output {output!r} is unknown; choose one of: {', '.join(OUTPUTS)}")
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+        raise InputError(f"images are {images.dtype} {tuple(images.shape)}; give floating point (N, C, H, W), N > 0")
+    if output not in OUTPUTS or (batch_size is not None and batch_size < 1):
+        raise InputError(f"output {output!r}, batch_size {batch_size}; give one of {OUTPUTS} and 1 or more")
     dtype = torch.promote_types(images.dtype, torch.float32)
     images = images.detach().to(dtype)
-    baseline = _broadcastable(baseline, images)
+    baseline = baseline.detach() if isinstance(baseline, Tensor) else torch.full_like(images[0], baseline)
+    if baseline.shape not in (images.shape, images.shape[1:]):
+        raise InputError(f"baseline is {tuple(baseline.shape)}; give the shape of one image or {tuple(images.shape)}")
+    baseline = baseline.to(images).reshape(-1, *images.shape[1:])
+    batch_size = batch_size or MAX_BATCH_SIZE.get(images.device.type, MAX_BATCH_SIZE_ACCELERATOR)
     nodes, weights = (torch.tensor(a, dtype=dtype, device=images.device) for a in quadrature(method, n_steps))
+    of_model = next((parameter.dtype for parameter in model.parameters()), dtype)
 
     def f(x: Tensor) -> Tensor:
-        scores = model(x).to(dtype)
+        scores = model(x.to(of_model)).to(dtype)
         return scores.softmax(1) if output == "probabilities" else scores
 
-    with _evaluation_mode(model):
-        if batch_size is None:
-            batch_size = _useful_batch_size(f, images[:1])
+    with evaluating(model):
         with torch.no_grad():
             at_image, at_baseline = (torch.cat([f(x) for x in part.split(batch_size)]) for part in (images, baseline))
-        target = at_image.argmax(1) if target is None else _checked_target(target, at_image)
+        target = at_image.argmax(1) if target is None else target.to(images.device)
+        n, num_classes = at_image.shape
+        if target.shape != (n,) or target.is_floating_point() or not ((0 <= target) & (target < num_classes)).all():
+            raise InputError(f"target must be {n} integers, one per image, from 0 to {num_classes - 1}")
+        target = target.long()
         attributions = torch.empty_like(images)
-        done = 0
         for rows, integral in _integrals(f, images, baseline, target, nodes, weights, batch_size):
             attributions[rows] = integral
-            done += len(integral)
-            if progress is not None:
-                progress(done, len(images))
     rise = (at_image - at_baseline).gather(1, target[:, None]).squeeze(1)
     return Attribution(attributions, attributions.sum((1, 2, 3)) - rise)
 
@@ -184,11 +181,8 @@ def quadrature(method: str, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
     and weighs them by 1 / n, half of it at both ends, so the weights add up to 1 - 1 / n and
     attributions come out too small by about 1 / n.
     """
-    if method not in METHODS:
-        raise InputError(f"method {method!r} is unknown; choose one of: {', '.join(METHODS)}")
-    smallest = 2 if method == "riemann_trapezoid" else 1
-    if n_steps < smallest:
-        raise InputError(f"n_steps must be {smallest} or more for {method}, not {n_steps}")
+    if method not in METHODS or n_steps < 1 + (method == "riemann_trapezoid"):
+        raise InputError(f"no rule {method!r} has n_steps {n_steps}; give one of {METHODS} and 1 (trapezoid 2) or more")
     if method == "gausslegendre":
         nodes, weights = np.polynomial.legendre.leggauss(n_steps)
         return (nodes + 1) / 2, weights / 2
@@ -228,19 +222,17 @@ def make_baseline(kind: str, images: Tensor, model: nn.Module) -> Tensor:
     ----------
     Sturmfels, Lundberg, Lee, "Visualizing the impact of feature attribution baselines", Distill, 2020.
     """
+    mean = getattr(model, "mean", None)
+    if kind not in BASELINES or (kind == "mean" and not isinstance(mean, Tensor)):
+        raise InputError(f"baseline {kind!r}: choose one of {BASELINES}; 'mean' needs a model with a buffer `mean`")
     if kind == "mean":
-        mean = getattr(model, "mean", None)
-        if not isinstance(mean, Tensor):
-            raise InputError("baseline 'mean' needs a model with a buffer `mean`; give a tensor instead")
         return mean.to(images).view(-1, 1, 1).expand(images.shape[1:])
     if kind == "black":
         return torch.zeros_like(images[0])
-    if kind == "blur":
-        sigma = images.shape[2] / 8
-        # The blur reflects the image at its edges, which it can do for less than its size.
-        radius = min(round(3 * sigma), min(images.shape[2:]) - 1)
-        return gaussian_blur(images, [2 * radius + 1] * 2, [sigma] * 2)
-    raise InputError(f"baseline {kind!r} is unknown; choose one of: {', '.join(BASELINES)}")
+    sigma = images.shape[2] / 8
+    # The blur reflects the image at its edges, which it can do for less than its size.
+    radius = min(round(3 * sigma), min(images.shape[2:]) - 1)
+    return gaussian_blur(images, [2 * radius + 1] * 2, [sigma] * 2)
 
 
 def saliency_map(attributions: Tensor) -> Tensor:
@@ -248,112 +240,59 @@ def saliency_map(attributions: Tensor) -> Tensor:
     return attributions.abs().sum(1)
 
 
+# The next three import Captum where they need it: half a second that trainings need not spend.
+
+
 def saliency(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-    """|df/dx| of each image's target logit, summed over channels (Simonyan et al. 2014), by Captum.
+    """|df/dx| of each image's target logit, summed over channels, (N, H, W) (Simonyan et al. 2014, arXiv 1312.6034)."""
+    from captum.attr import Saliency
 
-    Parameters
-    ----------
-    model : Module
-        As for `integrated_gradients`.
-    images : Tensor (N, C, H, W)
-    target : Tensor (N,) of integers
-
-    Returns
-    -------
-    Tensor (N, H, W), non-negative
-
-    References
-    ----------
-    Simonyan, Vedaldi, Zisserman, "Deep inside convolutional networks", ICLR workshop 2014, arXiv 1312.6034.
-    """
-    from captum.attr import Saliency  # half a second, which the trainings need not spend
-
-    with _evaluation_mode(model):
+    with evaluating(model):
         return Saliency(model).attribute(images.detach().requires_grad_(), target).sum(1)
 
 
 def smoothgrad(model: nn.Module, images: Tensor, target: Tensor, *, n_samples: int, seed: int) -> Tensor:
-    """As `saliency`, of the gradient averaged over noisy copies of the image (Smilkov et al. 2017), by Captum.
-
-    Parameters
-    ----------
-    model, images, target
-        As for `saliency`.
-    n_samples : int
-        Copies. The authors take 50.
-    seed : int
-        Of the Gaussian noise, whose standard deviation is `SMOOTHGRAD_NOISE`.
-
-    Returns
-    -------
-    Tensor (N, H, W), non-negative
-
-    References
-    ----------
-    Smilkov et al., "SmoothGrad: removing noise by adding noise", arXiv 1706.03825, 2017.
-    """
+    """`saliency` of the gradient averaged over noisy copies of the image (Smilkov et al. 2017, arXiv 1706.03825)."""
     from captum.attr import NoiseTunnel, Saliency
 
-    with _evaluation_mode(model), torch.random.fork_rng():
+    copies = {"nt_samples": n_samples, "nt_samples_batch_size": 1, "stdevs": SMOOTHGRAD_NOISE}
+    with evaluating(model), torch.random.fork_rng():
         torch.manual_seed(seed)
-        mean = NoiseTunnel(Saliency(model)).attribute(
-            images.detach().requires_grad_(),
-            nt_type="smoothgrad",
-            nt_samples=n_samples,
-            nt_samples_batch_size=1,
-            stdevs=SMOOTHGRAD_NOISE,
-            target=target,
-            abs=False,
-        )
-    return saliency_map(mean)
+        images = images.detach().requires_grad_()
+        return saliency_map(NoiseTunnel(Saliency(model)).attribute(images, target=target, abs=False, **copies))
 
 
 def grad_cam(model: nn.Module, layer: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-    """The layer's channels, weighed by their mean gradient, summed and cut off at 0 (Selvaraju et al. 2017), by Captum.
-
-    Parameters
-    ----------
-    model, images, target
-        As for `saliency`.
-    layer : Module
-        Whose output (N, c, h, w) is looked at.
-
-    Returns
-    -------
-    Tensor (N, H, W), non-negative
-        Brought from (h, w) to the size of the image by bilinear interpolation.
-
-    References
-    ----------
-    Selvaraju et al., "Grad-CAM: visual explanations from deep networks via gradient-based localization", ICCV 2017,
-    arXiv 1610.02391.
-    """
+    """The layer's channels, weighed by their mean gradient, summed, cut off at 0, enlarged (Selvaraju, arXiv 1610.02391)."""
     from captum.attr import LayerGradCam
 
-    with _evaluation_mode(model):
+    with evaluating(model):
         cells = LayerGradCam(model, layer).attribute(images, target, relu_attributions=True)
     return interpolate(cells.detach().float(), images.shape[2:], mode="bilinear").squeeze(1)
 
 
-def _integrals(
-    f: Callable[[Tensor], Tensor],
-    images: Tensor,
-    baseline: Tensor,
-    target: Tensor,
-    nodes: Tensor,
-    weights: Tensor,
-    batch_size: int,
-) -> Iterator[tuple[slice, Tensor]]:
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode: dropout is off and batch norm keeps its statistics. Modes are restored at the end."""
+    # Module by module, because model.train() would also wake those that were frozen in evaluation mode.
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _integrals(f, images: Tensor, baseline: Tensor, target: Tensor, nodes: Tensor, weights: Tensor, batch_size: int):
     """Yield (rows, attributions of these images); a batch holds whole images or some steps of one."""
     n_steps = len(nodes)
     num_images = max(1, min(batch_size // n_steps, len(images)))
-    num_batches = -(-n_steps // batch_size)
-    num_steps = -(-n_steps // num_batches)
+    num_steps = -(-n_steps // -(-n_steps // batch_size))  # of one image at once, in as few batches of equal size as fit
     layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     # Allocating and faulting in fresh pages for each batch costs more than writing the points.
-    buffer = torch.empty(
-        (num_images * num_steps, *images.shape[1:]), dtype=images.dtype, device=images.device, memory_format=layout
-    )
+    shape = (num_images * num_steps, *images.shape[1:])
+    buffer = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=layout)
     for first in range(0, len(images), num_images):
         rows = slice(first, first + num_images)
         start = baseline if len(baseline) == 1 else baseline[rows]
@@ -362,9 +301,8 @@ def _integrals(
         gradient = torch.zeros_like(difference)
         for alphas, shares in zip(nodes.split(num_steps), weights.split(num_steps), strict=True):
             points = buffer[: count * len(alphas)]
-            torch.addcmul(
-                start[:, None], difference[:, None], alphas.view(-1, 1, 1, 1), out=points.unflatten(0, (count, -1))
-            )
+            of_images = points.unflatten(0, (count, -1))
+            torch.addcmul(start[:, None], difference[:, None], alphas.view(-1, 1, 1, 1), out=of_images)
             with torch.enable_grad():
                 points = points.detach().requires_grad_()
                 classes = target[rows].repeat_interleave(len(alphas))
@@ -372,68 +310,3 @@ def _integrals(
                 (weighted,) = torch.autograd.grad(scores, points, shares.repeat(count))
             gradient += weighted.unflatten(0, (count, -1)).sum(1)
         yield rows, gradient * difference
-
-
-def _useful_batch_size(f: Callable[[Tensor], Tensor], image: Tensor) -> int:
-    device = image.device
-    if device.type == "cuda":
-        # What PyTorch holds back for its next allocations is free too, else each call would get a smaller
-        # share.
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = torch.cuda.mem_get_info(device)[0] + unused
-    else:
-        free = psutil.virtual_memory().available
-    # What the second evaluation adds is free of the weights, which are also kept for the backward pass.
-    per_evaluation = _bytes_kept(f, image.repeat(2, 1, 1, 1)) - _bytes_kept(f, image)
-    most = MAX_BATCH_SIZE.get(device.type, MAX_BATCH_SIZE_ACCELERATOR)
-    return max(1, min(most, free // 2 // max(1, per_evaluation)))
-
-
-def _bytes_kept(f: Callable[[Tensor], Tensor], x: Tensor) -> int:
-    """Bytes that a forward pass keeps for the backward pass; what two layers keep counts twice."""
-    kept = []
-    with (
-        torch.enable_grad(),
-        torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes), lambda _: None),
-    ):
-        f(x.detach().requires_grad_())
-    return sum(kept)
-
-
-def _broadcastable(baseline: Tensor | float, images: Tensor) -> Tensor:
-    """The baseline as (1, C, H, W) or (N, C, H, W)."""
-    if not isinstance(baseline, Tensor):
-        return torch.full_like(images[:1], baseline)
-    if baseline.shape not in (images.shape, images.shape[1:]):
-        raise InputError(
-            f"baseline must have the shape of one image or of all, {tuple(images.shape[1:])} or "
-            f"{tuple(images.shape)}, not {tuple(baseline.shape)}"
-        )
-    baseline = baseline.detach().to(images)
-    return baseline[None] if baseline.dim() == 3 else baseline
-
-
-def _checked_target(target: Tensor, scores: Tensor) -> Tensor:
-    num_images, num_classes = scores.shape
-    if target.shape != (num_images,) or target.is_floating_point():
-        raise InputError(f"target must be {num_images} integers, one per image, not {_described(target)}")
-    low, high = torch.stack(target.aminmax()).tolist()  # a GPU is waited for once
-    if not 0 <= low <= high < num_classes:
-        raise InputError(f"target must be 0 to {num_classes - 1}, the model's classes; it has {low} to {high}")
-    return target.to(scores.device, torch.int64)
-
-
-def _described(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    # Module by module, because model.train() would also wake those that were frozen in evaluation mode.
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

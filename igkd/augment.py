@@ -166,7 +166,14 @@ def overlay(images: Tensor, maps: Tensor, drawn: Draw, weight: float = 0.5) -> T
     -------
     Tensor (B, 3, H, W)
         Images that were not drawn are unchanged.
+
+    Raises
+    ------
+    InputError
+        If maps are negative. Not asked on a GPU, which would have to be waited for.
     """
+    if maps.is_cpu and (maps < 0).any():
+        raise InputError(f"maps go down to {float(maps.min()):.3g}; give maps without negative values")
     shaped = rescale(maps ** drawn.exponent[:, None, None])
     blended = (1 - weight) * images + weight * shaped[:, None]
     return torch.where(drawn.overlay[:, None, None, None], blended, images)

@@ -1,44 +1,36 @@
 """Trains the runs of a study on many machines with Ray, in place of this machine's processes.
 
 The program that starts the runs, the driver, alone reads and writes the study's files. It puts images and signals into
-Ray's object store once, from where each machine fetches them once, and keeps each record and its weights as they come.
+Ray's object store, from where each machine fetches them once, and keeps each record and its weights as they come.
 """
 
-import hashlib
 import logging
-import math
 import os
+import signal
 import socket
 import tempfile
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from igkd.device import pick_compute
 from igkd.engine import ONE_RUN, Study
 from igkd.errors import InputError, first_line
 from igkd.experiments import Planned
 from igkd.images import ImageSet
-from igkd.models import MobileNetV2, state_digest
 from igkd.runs import Record, Run, Store, write_atomically
 from igkd.signals import Signals, needed, of_variant
 from igkd.training import train, trains_alone
 
-#: How often a run is started again after its process or its machine was lost.
-MAX_RETRIES = 3
-SECONDS_TO_ANSWER = 10
-
-# Read when Ray is imported. It would report to its makers, and start what exceeds a machine's memory again without end.
+# Read when Ray is imported. It would report to its makers, and start what exceeds a machine's memory again without end;
+# what was lost with its process or its machine it starts again three times.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_task_oom_retries", str(MAX_RETRIES))
+os.environ.setdefault("RAY_task_oom_retries", "3")
 try:
     import ray
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 except ImportError as error:
     raise InputError("Ray is not installed: pip install 'igkd[cluster]'") from error
 
@@ -60,141 +52,82 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
     """
     if study.compute.device not in ("cpu", "cuda"):
         raise InputError(f"Ray chooses cores or GPUs; give --device cpu or cuda, not {study.compute.device}")
-    if address:
-        _check_answers(address)
-        start = {}
-    else:
-        start = {"include_dashboard": False, "num_cpus": study.jobs if study.compute.device == "cpu" else None}
+    here = {"include_dashboard": False, "num_cpus": study.jobs if study.compute.device == "cpu" else None}
     try:
-        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **start)
-    except (ConnectionError, RayError) as error:
-        raise InputError(f"Ray cannot be used at {address or 'this machine'}: {first_line(error)}") from error
-    here, study.train_all = study.train_all, partial(_train_all, study)
+        if address:  # Ray itself would try for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else here))
+    except (OSError, ValueError, OverflowError, RayError) as error:
+        raise InputError(
+            f"no Ray cluster at {address or 'local'} ({first_line(error)}); give HOST:PORT of its head"
+        ) from error
+    before, study.train_all = study.train_all, lambda *given: _train_all(study, *given)
     try:
         yield
     finally:
-        study.train_all = here
+        study.train_all = before
         ray.shutdown()
 
 
-def _check_answers(address: str) -> None:
-    """Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal()):
-        raise InputError(f"{address!r} is no address of a Ray cluster; give HOST:PORT as `ray start --head` prints it")
-    try:
-        socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
-    except (OSError, OverflowError) as error:
-        raise InputError(f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`") from error
-
-
-def _train_all(
-    study: Study, items: list[Planned], on_time: Callable[[], bool], doing: Callable[[str], None]
-) -> Iterator[tuple[Planned, Record | str]]:
-    """`igkd.engine.TrainAll` on the cluster."""
+def _train_all(study: Study, items: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
+    """`igkd.engine.TrainAll` on the cluster: all runs are queued there, and those not yet begun leave when time is up."""
     if not items:
         return
     device = study.compute.device
-    cores = min((int(node["Resources"]["CPU"]) for node in _machines()), default=0)
-    if not cores or (device == "cuda" and not _total("GPU")):
+    cores = min((node["Resources"]["CPU"] for node in ray.nodes() if node["Resources"].get("CPU")), default=0)
+    if not cores or (device == "cuda" and not ray.cluster_resources().get("GPU")):
         raise InputError(f"the cluster has no {'GPU' if device == 'cuda' else 'core'} to train on; add a machine")
-    # A training that gets all cores here is alone on its machine there, whichever that is; on a GPU, alone on the GPU.
-    if device == "cpu":
-        needs = {True: {"CPU": cores}, False: {"CPU": 1}}
-    else:  # Ray counts in ten-thousandths: rounded up, the last of seven would find no place
-        needs = {True: {"CPU": 1, "GPU": 1}, False: {"CPU": 1, "GPU": math.floor(1e4 / study.jobs) / 1e4}}
-    tasks = {
-        alone: ray.remote(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0), max_retries=MAX_RETRIES)(_train)
-        for alone, need in needs.items()
-    }
-    threads, images = torch.get_num_threads(), ray.put(study.images)
-    kept, signals = {}, {}
     failed = study.prepare_signals(items, on_time)
+    task, images, signals, queued = ray.remote(_train), ray.put(study.images), {}, {}
     yield from ((item, failed[needed(item.run)]) for item in items if needed(item.run) in failed)
-    items = [item for item in items if needed(item.run) not in failed]
-    for of, run in {needed(item.run): item.run for item in items}.items():
-        if on_time():
-            parts = vars(study.teacher_signals(run).to("cpu")).values()
-            signals[of] = [None if part is None else _put_once(part, kept) for part in parts]
-
-    waiting = deque(sorted(items, key=lambda item: not trains_alone(item.run)))
-    running, used = {}, Counter()
-    while True:
+    left = [item for item in items if needed(item.run) not in failed]
+    # Those that need a whole machine or a whole GPU first, because others would hardly leave them one.
+    for item in sorted(left, key=lambda item: not trains_alone(item.run)):
+        kind, alone = needed(item.run), trains_alone(item.run)
         if not on_time():
-            waiting.clear()
-        # Ray gets no more than there is place for, so that a budget is about what is started and not what is queued.
-        while waiting:
-            item = waiting[0]
-            if record := study.store.find(item.run.key):  # another program has trained it since this one looked
-                yield waiting.popleft(), record
-                continue
-            alone = trains_alone(item.run)
-            # Twenty times 0.05 is more than 1 in floating point.
-            if running and any(used[kind] + share > _total(kind) + 1e-6 for kind, share in needs[alone].items()):
-                break
-            taught = (study.teacher_digest(item.run), *signals[needed(item.run)])
-            running[tasks[alone].remote(item.run, item.run.key, device, threads, images, *taught)] = waiting.popleft()
-            used.update(needs[alone])
-        if not running:
-            return
-        machines = len(_machines())
-        doing(f"{len(running)} at once on {machines} machine{'s' * (machines != 1)}")
-        (task,), _ = ray.wait(list(running))
-        item = running.pop(task)
-        used.subtract(needs[trains_alone(item.run)])
-        yield item, _result(task, study.store)
+            break
+        if kind not in signals:
+            signals[kind] = ray.put(study.teacher_signals(item.run).to("cpu"))
+        # Ray counts in ten-thousandths: rounded up, the last of seven would find no place on a GPU.
+        gpus = 1 if alone else int(1e4 / study.jobs) / 1e4
+        share = {"num_cpus": cores if alone else 1} if device == "cpu" else {"num_gpus": gpus}
+        given = torch.get_num_threads(), images, study.teacher_digest(item.run), signals[kind]
+        queued[task.options(**share).remote(item.run, item.run.key, device, *given)] = item
+    while queued:
+        done, _ = ray.wait(list(queued), timeout=1)
+        if not on_time():  # what has begun ignores it
+            list(map(ray.cancel, queued))
+        for task in done:
+            item, result = queued.pop(task), _result(task, study.store)
+            if result is not None:
+                yield item, result
 
 
-def _machines() -> list[dict]:
-    """The machines that train; a cluster's head may have been started without cores."""
-    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-
-
-def _total(kind: str) -> float:
-    return ray.cluster_resources().get(kind, 0)
-
-
-def _put_once(part: Tensor | MobileNetV2, kept: dict[str, ray.ObjectRef]) -> ray.ObjectRef:
-    """`part` in the object store; methods and variants that use the same share it."""
-    if isinstance(part, MobileNetV2):
-        digest = state_digest(part)
-    else:
-        digest = hashlib.sha256(part.numpy()).hexdigest()
-    if digest not in kept:
-        kept[digest] = ray.put(part)
-    return kept[digest]
-
-
-def _train(run: Run, key: str, device: str, threads: int, images: ImageSet, teacher_digest: str | None, *signals):
-    """Train one run on a machine of the cluster, where nothing of it stays.
-
-    Returns
-    -------
-    (Record, bytes) or str
-        The record and the file of its weights, or what went wrong.
-    """
+def _train(run: Run, key: str, device: str, threads: int, images: ImageSet, digest: str | None, signals: Signals):
+    """Train one run on a machine of the cluster, where nothing of it stays: its record, or what went wrong, and weights."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # by which Ray would cancel it although it has begun
     if run.key != key:
         raise InputError("a machine of the cluster has another version of igkd; install the same on all")
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder), Path(folder), Path(folder))
         try:
-            taught = of_variant(run, images, Signals(*signals))
-            record = train(run, images, store, pick_compute(device), taught, teacher_digest)
+            record = train(run, images, store, pick_compute(device), of_variant(run, images, signals), digest)
             return record, store.weights_path(run.key).read_bytes()
         except ONE_RUN as error:
-            return first_line(error)
+            return first_line(error), None
 
 
-def _result(task: ray.ObjectRef, store: Store) -> Record | str:
-    """The record of a finished run, whose weights are then here, or what went wrong."""
+def _result(task: ray.ObjectRef, store: Store) -> Record | str | None:
+    """The record of a finished run, whose weights are then here, or what went wrong; None if it had not begun."""
     try:
-        result = ray.get(task)
-        if isinstance(result, str):
-            return result
-        record, weights = result
-        write_atomically(store.weights_path(record.key), weights)
-        return record
+        result, weights = ray.get(task)
+        if weights:
+            write_atomically(store.weights_path(result.key), weights)
+        return result
+    except TaskCancelledError:
+        return None
     except RayTaskError as error:
         raise error.cause from error
     except (RayError, OSError) as error:  # lost too often

@@ -1,4 +1,4 @@
-"""How arithmetic is done on this machine: device, precision, memory layout, CUDA graphs.
+"""How arithmetic is done on this machine: device, precision, memory layout.
 
 Every choice that a measurement supports is made here and nowhere else, and goes into each record. None of them is part
 of a run's description: they change seconds and the last digits, not the experiment.
@@ -7,9 +7,6 @@ of a run's description: they change seconds and the last digits, not the experim
 import ctypes
 import os
 import platform
-import threading
-from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from igkd.errors import InputError, first_line
+from igkd.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -44,22 +41,6 @@ class Compute:
         if self.device == "cpu" and self.bfloat16:
             _replace_strided_depthwise(model)
         return model.to(self.device).to(memory_format=torch.channels_last)
-
-    def stream(self):
-        """Context of a training: on CUDA never the default stream, on which nothing can be captured."""
-        if not self.device.startswith("cuda"):
-            return nullcontext()
-        current = torch.cuda.current_stream(self.device)
-        if current != torch.cuda.default_stream(self.device):
-            return nullcontext()
-        own = torch.cuda.Stream(self.device)
-        own.wait_stream(current)
-        return torch.cuda.stream(own)
-
-    @property
-    def capture(self) -> Callable | None:
-        """What captures a step for `Replayed`, where launching its kernels one by one costs more than running them."""
-        return _cuda_graph if self.device.startswith("cuda") else None
 
     def describe(self) -> dict:
         """What a record keeps about the machine."""
@@ -101,93 +82,6 @@ def pick_compute(device: str = "auto") -> Compute:
     else:
         bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
     return Compute(device, bfloat16)
-
-
-class Replayed:
-    """A step of training that is captured after a few calls and replayed from then on, where that can be done.
-
-    The calls before are steps of the training like any other, so nothing has to be undone. In them libraries and the
-    optimizer make what they make once.
-
-    Parameters
-    ----------
-    step : callable
-        Takes tensors on the device, of the same shapes in every call, and returns tensors, which the next replay
-        overwrites. It must read no value back, because what depends on it would not be captured.
-    optimizer : Optimizer
-        Which `step` calls.
-    capture : callable or None
-        Given a function without arguments, notes what it would do and does not do it; returns a function that does it
-        and returns the same. With None each call is a plain one.
-    log : callable
-        Gets a line if the step cannot be captured; calls are plain ones then.
-    """
-
-    PLAIN_CALLS = 3
-
-    def __init__(self, step: Callable, optimizer, capture: Callable | None, log: Callable[[str], None]):
-        self._step, self._optimizer, self._capture, self._log = step, optimizer, capture, log
-        self._calls, self._replay = 0, None
-
-    @property
-    def is_replayed(self) -> bool:
-        """Whether the step has been captured."""
-        return self._replay is not None
-
-    def __call__(self, *inputs: Tensor):
-        """What `step` returns."""
-        if self._calls == self.PLAIN_CALLS and self._capture is not None:
-            self._try_to_capture(inputs)
-        self._calls += 1
-        if self._replay is None:
-            return self._step(*inputs)
-        for kept, new in zip(self._inputs, inputs, strict=True):
-            kept.copy_(new)
-        for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
-            rate.fill_(group["lr"])
-        return self._replay()
-
-    def _try_to_capture(self, inputs: tuple[Tensor, ...]) -> None:
-        # A replay finds its inputs, and whatever changes from step to step, where they were when it was captured.
-        self._inputs = [tensor.clone() for tensor in inputs]
-        device = inputs[0].device
-        self._rates = [torch.tensor(float(group["lr"]), device=device) for group in self._optimizer.param_groups]
-        try:
-            with _rates_on_device(self._optimizer, self._rates):
-                self._replay = self._capture(lambda: self._step(*self._inputs))
-        except RuntimeError as error:
-            self._log(f"a step cannot be captured ({first_line(error)}); its operations are launched one by one")
-
-
-@contextmanager
-def _rates_on_device(optimizer, rates: list[Tensor]):
-    """Have the optimizer read its learning rates from tensors; Adam must be told that it is captured."""
-    groups = [dict(group) for group in optimizer.param_groups]
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group |= {"lr": rate} | ({"capturable": True} if "capturable" in group else {})
-    try:
-        yield
-    finally:
-        for group, before in zip(optimizer.param_groups, groups, strict=True):
-            group |= before
-
-
-#: Trainings in threads side by side capture and replay in turn: both set the state of the device's random numbers.
-_GRAPHS = threading.Lock()
-
-
-def _cuda_graph(call: Callable) -> Callable:
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    # "thread_local": other threads may allocate memory meanwhile.
-    with _GRAPHS, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        outputs = call()
-
-    def replay():
-        with _GRAPHS:
-            graph.replay()
-        return outputs
-
-    return replay
 
 
 def _keep_freed_memory() -> None:

@@ -4,30 +4,28 @@
 stopped study goes on where it was, and a run that fails does not stop the others.
 """
 
-import dataclasses
-import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from functools import cache, cached_property
 from itertools import groupby, takewhile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, cpu_count, delayed
 
-from igkd.cost import Measurements, multiply_accumulates
+from igkd.costs import Measurements
 from igkd.device import Compute, machine_name, pick_compute
-from igkd.errors import InputError, MissingImages, TrainingError, ctrl_c_for_us_alone, first_line
+from igkd.errors import InputError, MissingImages, TrainingError, first_line
 from igkd.experiments import NOTEBOOKS, Plan, Planned, Profile, profile, teacher_run
 from igkd.images import CIFAR10_CLASSES, ImageSet, RecordedImages, Subset, load_images
 from igkd.methods import RECIPES
 from igkd.models import (
-    Architecture,
     MobileNetV2,
     attention_tap,
     compression_factor,
@@ -35,9 +33,9 @@ from igkd.models import (
     load_weights,
     weights_metadata,
 )
-from igkd.runs import Record, Run, SignalSpec, Store, write_atomically
+from igkd.runs import Record, Run, SignalSpec, Store, unpack_predictions
 from igkd.signals import Signals, Teacher, load_maps, load_signals, needed, of_variant
-from igkd.training import takes_long, train, trains_alone
+from igkd.training import train, trains_alone
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED_TEACHER = "teacher-cifar10.safetensors"
@@ -45,14 +43,14 @@ SHIPPED_TEACHER = "teacher-cifar10.safetensors"
 SECOND_TEACHER = "second-teacher-cifar10.safetensors"
 #: Training images of CIFAR-10 that make a study one of the paper's size.
 FULL_SIZE = 40_000
-#: The environment variable that names a file into which progress is written, for whoever shows it.
-PROGRESS = "IGKD_PROGRESS"
+#: Seconds that a reader waits for a recorded network to be trained again, because its weights are not here.
+PATIENCE = 300
 #: What ends one run and lets others go on: besides its own errors a full disk, and too little memory, of which PyTorch on
 #: a processor says so in a RuntimeError.
 ONE_RUN = (TrainingError, InputError, OSError, RuntimeError, MemoryError)
-#: Trains runs of a study as long as there is time to start another, says what is being done, and gives each that was
-#: started as soon as it is finished, with its record or with what went wrong.
-TrainAll = Callable[[list[Planned], Callable[[], bool], Callable[[str], None]], Iterator[tuple[Planned, Record | str]]]
+#: Trains runs of a study as long as there is time to start another, and gives each that was started as soon as it is
+#: finished, with its record or with what went wrong.
+TrainAll = Callable[[list[Planned], Callable[[], bool]], Iterator[tuple[Planned, Record | str]]]
 
 
 class Study:
@@ -102,18 +100,14 @@ class Study:
         #: Where missing runs are trained: on this machine, unless `igkd.cluster` puts itself in its place.
         self.train_all: TrainAll = self._train_here
         self._teachers: dict[str, Teacher] = {}
-        #: Fingerprint of the images before the profile takes some of them.
-        self._source: str | None = None
-        self._per_image: dict[Architecture, int] = {}
 
     @cached_property
     def images(self) -> ImageSet | RecordedImages:
         """The profile's images; without the data, what the records tell of them."""
         try:
-            images = load_images(self.profile.dataset, self.data)
+            images = load_images(self.profile.dataset, self.data, log=self.log)
         except MissingImages as missing:
             return self._recorded_images(missing)
-        self._source = images.fingerprint
         return images if self.profile.take is None else images.take(*self.profile.take)
 
     @property
@@ -236,8 +230,7 @@ class Study:
             model, metadata = load_weights(path, self.images.num_classes), weights_metadata(path)
             if "accuracy" not in metadata:
                 raise InputError(f"{path} does not say how accurate it is; get it again, or train it again")
-            sources = self.images.fingerprint, self._source
-            self._teachers[key] = Teacher.of_run(model, metadata, self.store.find(key), sources)
+            self._teachers[key] = Teacher(model, float(metadata["accuracy"]))
         return self._teachers[key]
 
     def teacher_record(self) -> Record:
@@ -257,7 +250,7 @@ class Study:
         n_steps = self.profile.n_steps if n_steps is None else n_steps
         spec = SignalSpec(self.plan.teacher_key, n_steps=n_steps, baseline=baseline)
         folder = self.store.scratch / "signals"
-        return load_maps(self.images, self.teacher(), spec, folder, self.compute, self.log, self._map_progress).maps
+        return load_maps(self.images, self.teacher(), spec, folder, self.compute, self.log).maps
 
     def signals(self, run: Run, images: ImageSet | None = None) -> Signals:
         """What a run learns from besides the labels, read or computed; or what it would from other images."""
@@ -272,7 +265,7 @@ class Study:
         folder = self.store.scratch / "signals"
         images = self.images if images is None else images
         teacher = self.teacher(run.signals.teacher)
-        return load_signals(run, images, teacher, tap, folder, self.compute, self.log, self._map_progress)
+        return load_signals(run, images, teacher, tap, folder, self.compute, self.log)
 
     def teacher_digest(self, run: Run) -> str | None:
         """Digest of the weights that a run's signals come from."""
@@ -300,7 +293,9 @@ class Study:
         """
         path = self.store.find_weights(run.key)
         if path is None:
-            if not self.has_images or (self.compute.device == "cpu" and takes_long(self.work(run))):
+            record = self.store.find(run.key)
+            takes_long = self.compute.device == "cpu" and record and record.provenance["seconds"] > PATIENCE
+            if not self.has_images or takes_long:
                 return None
             self.log(f"the weights of run {run.key} are not here; it is trained again")
             self.train(run)
@@ -331,13 +326,9 @@ class Study:
         def on_time() -> bool:
             return budget is None or time.monotonic() - started <= budget
 
-        def doing(what: str) -> None:
-            self._progress(recorded + number - len(failures), len(planned), what)
-
         missing = [item for item in planned if self.store.find(item.run.key) is None]
-        failures, recorded, number = [], len(planned) - len(missing), 0
-        doing("")
-        for number, (item, record) in enumerate(self._trained(missing, on_time, doing), 1):
+        failures, number = [], 0
+        for number, (item, record) in enumerate(self._trained(missing, on_time), 1):
             name = describe(item)
             try:
                 if isinstance(record, str):
@@ -349,7 +340,6 @@ class Study:
                 failures.append(f"{name} ({item.run.key}): {error}")
                 self.log(f"failed: {failures[-1]}")
                 continue
-            doing("")
             self.log(
                 f"[{number}/{len(missing)}] {name}: {record.outcome['accuracy']:.1%} "
                 f"in {record.provenance['seconds']:.0f} s"
@@ -369,12 +359,12 @@ class Study:
             planned = now
             self.ensure(planned, budget and max(0.0, budget - (time.monotonic() - started)))
 
-    def _trained(self, missing: list[Planned], on_time, doing) -> Iterator[tuple[Planned, Record | str]]:
+    def _trained(self, missing: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
         """As `TrainAll`, with the teachers before all others; students of a teacher that failed fail with it."""
         by_key = {item.run.key: item for item in missing}
         teachers = {item.run.signals.teacher for item in missing if item.run.signals} & by_key.keys()
         untaught = set()
-        for item, result in self.train_all([by_key[key] for key in sorted(teachers)], on_time, doing):
+        for item, result in self.train_all([by_key[key] for key in sorted(teachers)], on_time):
             if isinstance(result, str):
                 untaught.add(item.run.key)
             yield item, result
@@ -384,9 +374,9 @@ class Study:
                 yield item, "its teacher could not be trained"
             elif item.run.key not in teachers:
                 rest.append(item)
-        yield from self.train_all(rest, on_time, doing)
+        yield from self.train_all(rest, on_time)
 
-    def _train_here(self, items: list[Planned], on_time, doing) -> Iterator[tuple[Planned, Record | str]]:
+    def _train_here(self, items: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
         """`TrainAll` on this machine."""
 
         def started(some: Iterable) -> Iterator:
@@ -400,7 +390,7 @@ class Study:
             else:
                 yield from self._side_by_side(beside, on_time)
             for item in started(alone):
-                yield self._attempt(item, lambda line: doing(f"{describe(item)}: {line}"))  # noqa: B023
+                yield self._attempt(item, lambda line: self.log(f"{describe(item)}: {line}"))  # noqa: B023
 
     def prepare_signals(self, items: list[Planned], on_time: Callable[[], bool]) -> dict[tuple, str]:
         """Compute here what several processes would compute otherwise.
@@ -432,17 +422,15 @@ class Study:
             handed_out = []
 
             def tasks() -> Iterator:
-                for key, item in list(left.items()):  # noqa: B023
+                for key, item in list(left.items()):
                     if not on_time():
                         return
                     handed_out.append(key)  # noqa: B023
                     yield delayed(_attempt_elsewhere)(where, item)
 
             parallel = Parallel(n_jobs=self.jobs, pre_dispatch=self.jobs, batch_size=1, return_as="generator_unordered")
-            with ctrl_c_for_us_alone():
-                results = parallel(tasks())
             try:
-                for item, result in results:
+                for item, result in parallel(tasks()):
                     yield left.pop(item.run.key), result
                 return
             except BrokenProcessPool:  # which of them was killed is not known; the others get new processes
@@ -460,6 +448,22 @@ class Study:
             raise  # no run can be trained
         except ONE_RUN as error:
             return item, first_line(error)
+
+    def predictions(self, planned: list[Planned]) -> np.ndarray:
+        """Predicted classes (runs, images) uint8 of recorded runs that are scored on the same images.
+
+        Raises
+        ------
+        InputError
+            If a run is not recorded, or its record is of the first edition, which kept no predictions.
+        """
+        records = [self.store.find(item.run.key) for item in planned]
+        without = [
+            describe(item) for item, record in zip(planned, records) if not (record and "predictions" in record.outcome)
+        ]
+        if without:
+            raise InputError(f"there are no predictions of {without[0]}; train it with --force")
+        return np.stack([unpack_predictions(record.outcome["predictions"]) for record in records])
 
     def table(self, planned: list[Planned]) -> pd.DataFrame:
         """The records that are here, one row a planned run."""
@@ -528,29 +532,10 @@ class Study:
             return Measurements(here, self.compute.describe())
         return Measurements(here if here.exists() else brought)
 
-    def work(self, run: Run) -> float:
-        """Multiply-accumulates of all forward passes of a training: what its time is estimated from."""
-        if run.architecture not in self._per_image:
-            with torch.device("cpu"):
-                cut, width = run.architecture.blocks_removed, run.architecture.width
-                model = MobileNetV2(self.images.num_classes, cut, width)
-            self._per_image[run.architecture] = multiply_accumulates(model, self.images.size)
-        n = self.images.n_train * (1 - run.subset.validation) * run.subset.fraction
-        return self._per_image[run.architecture] * n * run.recipe.num_epochs
-
-    def _map_progress(self, done: int, total: int) -> None:
-        self._progress(done, total, "", unit="attribution maps")
-
-    def _progress(self, done: int, total: int, doing: str, unit: str = "runs") -> None:
-        path = os.environ.get(PROGRESS)
-        if path:
-            state = {"done": done, "total": total, "unit": unit, "doing": doing}
-            with suppress(OSError):  # a full disk must not end a training because its progress is not shown
-                write_atomically(Path(path), json.dumps(state).encode())
-
 
 @cache
 def _study_elsewhere(profile_name: str, data, device: str, root: Path) -> Study:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to us too; the program ends us
     threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     return Study(profile_name, data, device, root, log=lambda line: None, jobs=1)
 
@@ -598,25 +583,3 @@ def describe(item: Planned) -> str:
         if name not in ("arm", "seed") and value
     ]
     return ", ".join([f"{item.experiment}: {item.labels['arm']}", *others, f"seed {item.labels['seed']}"])
-
-
-def differences(run: Run, records: Iterable[Record]) -> dict:
-    """In which fields a run differs from the most similar recorded one: field -> (recorded, now).
-
-    Empty without records, and if the same run is recorded by an older version of the training code.
-    """
-
-    def flat(fields: dict, prefix: str = "") -> dict:
-        items = {}
-        for name, value in fields.items():
-            items |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-        return items
-
-    now = flat(dataclasses.asdict(run))
-    changes = []
-    for record in records:
-        then = flat(dataclasses.asdict(record.run))
-        changes.append(
-            {name: (then.get(name), now.get(name)) for name in then | now if then.get(name) != now.get(name)}
-        )
-    return min(changes, key=len, default={})

@@ -1,9 +1,9 @@
-"""The ways in which a command ends early; each carries one line for the reader."""
+"""The ways in which a command ends early; each is one line for the reader."""
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing import resource_tracker
+import argparse
+import os
+import sys
+from collections.abc import Callable
 
 
 def first_line(error: Exception) -> str:
@@ -29,16 +29,56 @@ class TrainingError(RuntimeError):
     """
 
 
-@contextmanager
-def ctrl_c_for_us_alone() -> Iterator[None]:
-    """Processes that are started meanwhile do not get Ctrl-C: the program, which does, ends them."""
-    if not hasattr(signal, "pthread_sigmask"):  # on Windows
-        yield
-        return
-    # What multiprocessing starts along with them unblocks Ctrl-C behind itself, so it goes first.
-    resource_tracker.ensure_running()
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+class OneLineParser(argparse.ArgumentParser):
+    """Bad usage is one line, like every other error; an option is given by its whole name, as it may delete records."""
+
+    def __init__(self, **options):
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str):
+        """Print one line and exit with code 2."""
+        self.exit(2, f"{self.prog}: {message}; --help lists the options\n")
+
+
+def exit_code(program: str, work: Callable[[], int]) -> int:
+    """Do the work of a command line; what ends it early is said in one line.
+
+    Parameters
+    ----------
+    program : str
+        Its name.
+    work : callable
+        Returns the exit code.
+
+    Returns
+    -------
+    int
+        That of `work`; 1 if something failed, 2 for input or an environment that cannot be used, 130 for Ctrl-C.
+    """
+    if sys.stdout is None:  # the caller closed it
+        sys.stdout = open(os.devnull, "w")
     try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        try:
+            code = work()
+        except SystemExit as end:  # of the parser: bad usage, or --help
+            code = end.code
+        sys.stdout.flush()  # so that a reader who has gone is noticed here, not when Python ends
+        return code
+    except InputError as error:
+        code, line = 2, str(error)
+    except ModuleNotFoundError as error:
+        code, line = 2, f"{error.name} is missing in {sys.executable}; run make, then source .venv/bin/activate"
+    except BrokenPipeError:
+        # Whoever read our output (head, a pager) has closed it; keep Python from flushing into it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        code, line = 130, "stopped; finished runs are kept, and the same command goes on"
+    except (OSError, RuntimeError, AttributeError) as error:
+        code, line = 1, first_line(error)
+        if "torchvision::nms" in line or "circular import" in line:
+            code, line = 2, "torchvision does not fit torch; install the pair that pyproject.toml names: make"
+        elif not isinstance(error, OSError | TrainingError):
+            raise
+    print(f"{program}: {line}", file=sys.stderr)
+    return code

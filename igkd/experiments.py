@@ -211,7 +211,7 @@ PROFILES = {
             temperatures=(1.5, 2.0, 2.5, 3.0, 4.0),
             overlay_probs=(0.05, 0.1, 0.25, 0.5),
             gammas=(0.1, 0.8, 10.0, 100.0, 1000.0),
-            num_subsets=60,
+            num_subsets=10,
             # A tenth is what two processor cores train a teacher on with the recipe of 100 epochs in an hour or two.
             compared=((17, 1.0), (0, 0.1), (5, 1.0), (0, 1.0)),
             num_recipe_seeds=3,

@@ -3,28 +3,20 @@
 Plots take tables and arrays and return a matplotlib `Figure`; `save` stamps what it was drawn from into the file.
 """
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy import stats
+from statsmodels.stats.power import TTestIndPower, TTestPower
 
-from igkd import statistics
 from igkd.runs import records_digest
 
 #: One colour for each arm, in all figures.
-ARM_COLOURS = dict(
-    zip(
-        ("Student", "KD", "IG", "AT", "KD+IG", "KD+AT", "IG+AT", "KD+IG+AT"),
-        sns.color_palette("colorblind", 8),
-        strict=True,
-    )
-)
+_ARMS = ("Student", "KD", "IG", "AT", "KD+IG", "KD+AT", "IG+AT", "KD+IG+AT")
+ARM_COLOURS = dict(zip(_ARMS, sns.color_palette("colorblind", 8), strict=True))
 
 
 def use_style() -> None:
@@ -35,8 +27,8 @@ def use_style() -> None:
     )
 
 
-def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None, records_of=None) -> list[Path]:
-    """Write a figure as PNG and PDF, stamped with what it was drawn from.
+def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None) -> None:
+    """Write a figure as PNG and PDF to ``build/<profile>/figures/``, stamped with what it was drawn from.
 
     Parameters
     ----------
@@ -44,31 +36,19 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None, rec
     name : str
         File name without ending.
     study : igkd.engine.Study
-        Its profile decides the folder, ``build/<profile>/figures/``; ``run_all.py --publish`` copies from there.
     table : DataFrame, str or None
         The records behind the figure, one a row (from `Study.ensure`); where it shows what was measured just now, a
         text that says on what; None if it shows published values only. A column ``scored_on`` says in words which
         images the figure is about, if not those of the records.
-    records_of : igkd.engine.Study, optional
-        Whose records they are, if not the study's own; the stamp names its profile and data.
-
-    Returns
-    -------
-    list of Path
     """
-    keys = " ".join(dict.fromkeys(table.key)) if isinstance(table, pd.DataFrame) else ""
-    origin = records_of or study
+    keys, stamp = "", f"profile {study.profile.name} · {table}"
     if table is None:
         stamp = "published values only (igkd.published)"
-    elif isinstance(table, str):
-        stamp = f"profile {origin.profile.name} · {table}"
-    else:
-        data = origin.describe_data()
-        if {"n_train", "n_test"} <= set(table):  # what the runs saw: more or less, maybe, than the profile's images
-            scored = table.scored_on.iloc[0] if "scored_on" in table else f"{_range(table.n_test)} images"
-            data = f"{origin.data_name}, trained on {_range(table.n_train)}, scored on {scored}"
+    elif isinstance(table, pd.DataFrame):
+        scored = table.scored_on.iloc[0] if "scored_on" in table else f"{_range(table.n_test)} images"
+        keys = " ".join(dict.fromkeys(table.key))
         stamp = (
-            f"profile {origin.profile.name} · {data} · "
+            f"profile {study.profile.name} · {study.data_name}, trained on {_range(table.n_train)}, scored on {scored} · "
             f"{len(table)} run{'s' * (len(table) != 1)} · records {records_digest(table)}"
         )
     figure.text(0.995, -0.01, stamp, ha="right", va="top", fontsize=6.5, color="0.45")
@@ -76,53 +56,45 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None, rec
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     study.figures.mkdir(parents=True, exist_ok=True)
-    paths = [study.figures / f"{name}.{ending}" for ending in ("png", "pdf")]
     # No dates in the files: the same records give the same bytes.
     text = {"Description": stamp, "Records": keys, "Software": "igkd"}
-    figure.savefig(paths[0], bbox_inches="tight", metadata=text)
-    figure.savefig(paths[1], bbox_inches="tight", metadata={"Subject": stamp, "Creator": "igkd", "CreationDate": None})
-    return paths
+    figure.savefig(study.figures / f"{name}.png", bbox_inches="tight", metadata=text)
+    text = {"Subject": stamp, "Creator": "igkd", "CreationDate": None}
+    figure.savefig(study.figures / f"{name}.pdf", bbox_inches="tight", metadata=text)
 
 
 def _range(counts: pd.Series) -> str:
     return " to ".join(f"{count:,}" for count in sorted({counts.min(), counts.max()}))
 
 
-def image_rows(rows: dict[str, np.ndarray], titles: list[str] | None = None, cmap: str = "magma") -> Figure:
-    """Rows of small pictures under each other.
+def image_rows(rows: dict[str, np.ndarray], titles=(), cmap: str = "magma") -> Figure:
+    """Rows of small pictures under each other, with titles over the columns.
 
     Parameters
     ----------
     rows : dict
         Row title -> array (n, H, W, 3) in [0, 1] or uint8, or (n, H, W), each map scaled to its own range.
-    titles : list of str, optional
-        Over the columns.
+    titles : list of str
     """
     columns = len(next(iter(rows.values())))
     figure, axes = plt.subplots(len(rows), 1, figsize=(1.15 * columns + 1.2, 1.2 * len(rows)), squeeze=False)
     for axis, (title, pictures) in zip(axes[:, 0], rows.items(), strict=True):
+        if pictures.ndim == 3:
+            pictures = np.stack([plt.get_cmap(cmap)(plt.Normalize()(each), bytes=True)[..., :3] for each in pictures])
+        pictures = pictures if pictures.dtype == np.uint8 else np.uint8(255 * pictures.clip(0, 1))
         # One picture a row: axes for each small one take longer to lay out than everything else in a notebook.
-        width = pictures.shape[2]
-        gap = 1 + width // 10
-        line = [_coloured(picture, cmap) for picture in pictures]
-        axis.imshow(
-            np.hstack([np.pad(each, ((0, 0), (0, gap), (0, 0)), constant_values=255) for each in line])[:, :-gap]
-        )
+        gap = 1 + pictures.shape[2] // 10
+        framed = np.pad(pictures, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+        axis.imshow(np.hstack(framed)[:, :-gap])
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
         sns.despine(ax=axis, left=True, bottom=True)
         axis.set_ylabel(title, rotation=0, ha="right", va="center")
     if titles:
-        axes[0, 0].set_xticks((width - 1) / 2 + (width + gap) * np.arange(columns), titles[:columns], fontsize=9)
+        width = framed.shape[2]
+        axes[0, 0].set_xticks((width - gap - 1) / 2 + width * np.arange(columns), titles[:columns], fontsize=9)
         axes[0, 0].tick_params(top=False, bottom=False, labeltop=True, labelbottom=False)
     return figure
-
-
-def _coloured(picture: np.ndarray, cmap: str) -> np.ndarray:
-    """Bytes (H, W, 3) of an image, or of a map drawn in the colours of `cmap` over its own range."""
-    if picture.ndim == 2:
-        return plt.get_cmap(cmap)(plt.Normalize()(picture), bytes=True)[..., :3]
-    return picture if picture.dtype == np.uint8 else np.uint8(255 * picture.clip(0, 1))
 
 
 def training_curves(history: list[dict]) -> Figure:
@@ -133,34 +105,6 @@ def training_curves(history: list[dict]) -> Figure:
     left.set(xlabel="epoch", ylabel="training loss (nats)", ylim=(0, None))
     right.plot(frame.epoch, 100 * frame.train_accuracy, marker=".")
     right.set(xlabel="epoch", ylabel="accuracy on augmented\ntraining images (%)")
-    return figure
-
-
-def recipes(epochs: pd.DataFrame, tested: pd.DataFrame, title: str) -> Figure:
-    """What networks reach epoch by epoch with each recipe, and on the test images at the end.
-
-    Parameters
-    ----------
-    epochs : DataFrame
-        Columns ``recipe``, ``key``, ``epoch``, ``train_accuracy`` (a fraction), one row an epoch of a run.
-    tested : DataFrame
-        Columns ``recipe``, ``key``, ``accuracy`` (a fraction), one row a run.
-    title : str
-    """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4.4), sharey=True, width_ratios=(4, 1))
-    colours = dict(zip(tested.recipe.unique(), sns.color_palette("colorblind")))
-    for place, (recipe, colour) in enumerate(colours.items()):
-        for _, run in epochs[epochs.recipe == recipe].groupby("key"):
-            left.plot(run.epoch, 100 * run.train_accuracy, color=colour, linewidth=1)
-        accuracies = 100 * tested.accuracy[tested.recipe == recipe]
-        right.plot([place] * len(accuracies), accuracies, "o", color=colour, markeredgecolor="white", label=recipe)
-    left.set_xscale("log")
-    ticks = [tick for tick in (1, 2, 4, 8, 16, 32, 64, 100) if tick <= epochs.epoch.max()]
-    left.set_xticks(ticks, ticks)
-    left.minorticks_off()
-    left.set(xlabel="epoch (log scale)", ylabel="accuracy (%)", title=f"{title}\non augmented training images")
-    right.set(xlim=(-0.7, len(colours) - 0.3), xticks=[], xlabel="at the end", title="on test images")
-    figure.legend(loc="outside upper center", fontsize="small")
     return figure
 
 
@@ -176,7 +120,7 @@ def per_class(accuracies: list[float], class_names: tuple[str, ...], overall: fl
 
 
 def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
-    """Accuracy of every run of every arm, with means and 95 % t-intervals; the published runs before them.
+    """Accuracy of every run of every arm, beside the published runs.
 
     Parameters
     ----------
@@ -187,64 +131,46 @@ def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
     published : DataFrame
         As `table`, without ``seed``.
     """
-    # The stamp of `table` stands under the last.
-    panels = {"published: CIFAR-10\nstudent 4.12x smaller": published, title: table}
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.4), squeeze=False)
-    order = [name for name in ARM_COLOURS if name in set(table.arm)]
-    for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
-        frame = frame[frame.arm.isin(order)].assign(percent=lambda rows: 100 * rows.accuracy)
-        _runs_of_arms(axis, frame, order)
-        scale = ", another scale" if axis is axes[0, -1] else ""
-        axis.set_title(f"{title}\n{_range(frame.groupby('arm').size())} runs an arm{scale}")
-        axis.tick_params(axis="x", rotation=30)
-    axes[0, 0].set_ylabel("test accuracy (%)")
+    figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.4))
+    published = published[published.arm.isin(table.arm)]
+    panels = {"published: CIFAR-10\nstudent 4.12x smaller": published, f"{title}, another scale": table}
+    for axis, (data, frame) in zip(axes, panels.items(), strict=True):
+        _runs_of_arms(axis, frame)
+        axis.set_title(f"{data}\n{_range(frame.groupby('arm').size())} runs an arm")
+    axes[0].set_ylabel("test accuracy (%)")
     figure.suptitle(_RUNS_OF_ARMS, fontsize=9)
     return figure
 
 
 #: What `_runs_of_arms` draws, in words.
-_RUNS_OF_ARMS = "points: runs, lines: one seed; bar: mean with 95 % interval"
+_RUNS_OF_ARMS = "points: runs, lines: one seed; bar: mean, with its 95 % interval from four runs on"
 
 
-def _runs_of_arms(axis, frame: pd.DataFrame, order: list[str]) -> None:
-    """`_strip` with lines between the runs of one seed, where arms share seeds, and means with 95 % t-intervals."""
-    places = _strip(axis, frame, order)
-    if "seed" in frame:
-        for _, line in frame.assign(place=places).sort_values("place").groupby("seed"):
-            axis.plot(line.place, line.percent, color="0.6", lw=0.6, alpha=0.6, zorder=1)
-    for position, arm in enumerate(order):
-        values = frame.percent[frame.arm == arm]
-        low, high = t_interval(values)
-        mean = values.mean()
-        axis.errorbar(position, mean, [[mean - low], [high - mean]], fmt="_", ms=14, c="0.2", capsize=4)
-
-
-def _strip(axis, frame: pd.DataFrame, order: list[str]) -> pd.Series:
-    """Every run as a point, runs of one seed equally far from the middle of their arms; column ``percent``.
-
-    Returns the places of the points.
-    """
+def _runs_of_arms(axis, frame: pd.DataFrame) -> None:
+    """Every run as a point, runs of one seed joined and equally far from the middle of their arms; means."""
+    order = [name for name in ARM_COLOURS if name in set(frame.arm)]
     number = frame.seed.rank(method="dense") if "seed" in frame else frame.groupby("arm").cumcount()
     aside = 0.36 * ((number - number.min()) / max(np.ptp(number), 1) - 0.5 * (np.ptp(number) > 0))
-    places = frame.arm.map(order.index) + aside
-    axis.scatter(places, frame.percent, s=16, c=frame.arm.map(ARM_COLOURS).to_list(), alpha=0.6, linewidths=0)
-    axis.set_xticks(range(len(order)), order)
+    frame = frame.assign(place=frame.arm.map(order.index) + aside, percent=100 * frame.accuracy).sort_values("place")
+    axis.scatter(frame.place, frame.percent, s=16, c=frame.arm.map(ARM_COLOURS).to_list(), alpha=0.6, linewidths=0)
+    for _, line in frame.groupby("seed") if "seed" in frame else ():
+        axis.plot(line.place, line.percent, color="0.6", lw=0.6, alpha=0.6, zorder=1)
+    for position, arm in enumerate(order):
+        _mean(axis, position, frame.percent[frame.arm == arm], fmt="_", ms=14, c="0.2", capsize=4)
+    axis.set_xticks(range(len(order)), order, rotation=30)
     axis.grid(False, axis="x")
-    return places
+
+
+def _mean(axis, place: float, values, across: bool = False, **style) -> None:
+    """Mean of the values, with its 95 % t-interval from four values on; `across`: lying."""
+    mean = np.mean(values)
+    reach = np.reshape(np.abs(np.subtract(t_interval(values), mean)), (2, 1)) if len(values) >= 4 else None
+    axis.errorbar(*((mean, place) if across else (place, mean)), **{"xerr" if across else "yerr": reach}, **style)
 
 
 def t_interval(values) -> tuple[float, float]:
     """95 % confidence interval of a mean of independent normal values."""
-    values = np.asarray(values, float)
-    if len(values) < 2:
-        return float(values.mean()), float(values.mean())
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return values.mean() - half, values.mean() + half
-
-
-def bar_ends(values) -> tuple[float, float]:
-    """`t_interval` of three values or more; of two their range, because their interval, 13 times as wide, hides all else."""
-    return t_interval(values) if len(values) > 2 else (float(np.min(values)), float(np.max(values)))
+    return stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
 
 
 def surface(table: pd.DataFrame, x: str, y: str, baseline: float, marked: tuple[float, float]) -> Figure:
@@ -255,18 +181,8 @@ def surface(table: pd.DataFrame, x: str, y: str, baseline: float, marked: tuple[
     wide = table.pivot_table(index=y, columns=x, values="accuracy").sort_index(ascending=False)
     figure, axis = plt.subplots(figsize=(1 + 0.8 * wide.shape[1], 1 + 0.42 * wide.shape[0]))
     gain = 100 * (wide - baseline)
-    limit = max(gain.abs().to_numpy().max(), 0.1)
-    sns.heatmap(
-        gain,
-        annot=True,
-        fmt="+.1f",
-        center=0,
-        vmin=-limit,
-        vmax=limit,
-        cmap="vlag",
-        ax=axis,
-        cbar_kws={"label": "points against\nthe mean Student"},
-    )
+    limit, label = max(gain.abs().to_numpy().max(), 0.1), {"label": "points against\nthe mean Student"}
+    sns.heatmap(gain, annot=True, fmt="+.1f", vmin=-limit, vmax=limit, cmap="vlag", ax=axis, cbar_kws=label)
     if marked[0] in wide.columns and marked[1] in wide.index:
         corner = wide.columns.get_loc(marked[0]), wide.index.get_loc(marked[1])
         axis.add_patch(plt.Rectangle(corner, 1, 1, fill=False, edgecolor="0.1", lw=2, clip_on=False))
@@ -305,33 +221,19 @@ def loss_budget(panels: dict[str, pd.DataFrame]) -> Figure:
     panels : dict
         Title -> table with columns ``epoch``, ``term``, ``share`` (a fraction), one row a run, epoch and term.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.8 * len(panels), 3.2), squeeze=False, sharey=True)
-    terms = ("cross-entropy", "distillation", "attention")
-    colours = dict(zip(terms, sns.color_palette("colorblind", 3), strict=True))
-    for axis, (title, table) in zip(axes[0], panels.items(), strict=True):
-        sns.lineplot(
-            table.assign(percent=100 * table.share),
-            x="epoch",
-            y="percent",
-            hue="term",
-            style="term",
-            hue_order=terms,
-            style_order=terms,
-            palette=colours,
-            markers=True,
-            dashes=False,
-            errorbar=("pi", 100),
-            ax=axis,
-            legend=axis is axes[0, 0],
+    table = pd.concat([rows.assign(panel=title, percent=100 * rows.share) for title, rows in panels.items()])
+    terms = ["cross-entropy", "distillation", "attention"]
+    look = {"hue_order": terms, "style_order": terms, "markers": True, "dashes": False, "errorbar": ("pi", 100)}
+    size = {"height": 3.2, "aspect": 1.2, "palette": "colorblind"}
+    with plt.rc_context({"figure.constrained_layout.use": False}):  # a grid lays itself out
+        grid = sns.relplot(
+            table, kind="line", x="epoch", y="percent", hue="term", style="term", col="panel", **look, **size
         )
-        axis.axhline(100, color="0.7", lw=0.8)
-        axis.set(title=title, yscale="log", ylabel="share of the gradient norm (%)")
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda percent, _: f"{percent:g}"))
+    grid.set(yscale="log", ylabel="share of the gradient norm (%)").set_titles("{col_name}")
+    for axis in grid.axes.flat:
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    axes[0, 0].get_legend().remove()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(terms))
-    return figure
+    return grid.figure
 
 
 def attention_weights(table: pd.DataFrame, distances: pd.DataFrame, bound: float) -> Figure:
@@ -346,26 +248,23 @@ def attention_weights(table: pd.DataFrame, distances: pd.DataFrame, bound: float
     bound : float
         Largest possible attention loss.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.3))
-    for axis, frame, values in (
-        (left, table, 100 * table.accuracy),
-        (right, distances, 100 * distances.attention / bound),
-    ):
-        frame = frame.assign(percent=values).sort_values("gamma")
-        labels = {gamma: "0 (Student)" if gamma == 0 else f"{gamma:g}" for gamma in frame.gamma}
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.3))
+    tables = table.assign(percent=100 * table.accuracy), distances.assign(percent=100 * distances.attention / bound)
+    for axis, frame in zip(axes, tables, strict=True):
+        frame = frame.sort_values("gamma")
+        frame = frame.assign(gamma=frame.gamma.map(lambda gamma: f"{gamma:g}" if gamma else "0 (Student)"))
         for _, line in frame.groupby("seed"):
-            axis.plot(line.gamma.map(labels), line.percent, marker="o", ms=4, lw=1, color=ARM_COLOURS["AT"], alpha=0.5)
-        means = frame.groupby("gamma").percent.mean()
-        axis.plot(means.index.map(labels), means, linestyle="none", marker="_", ms=18, mew=2.5, color="0.2")
+            axis.plot(line.gamma, line.percent, marker="o", ms=4, lw=1, color=ARM_COLOURS["AT"], alpha=0.5)
+        axis.plot(frame.groupby("gamma", sort=False).percent.mean(), ls="none", marker="_", ms=18, mew=2.5, color="0.2")
         axis.set_xlabel("gamma")
         axis.margins(x=0.15)
-    left.set_ylabel("validation accuracy (%)")
-    right.set(ylabel="attention loss in the last epoch\n(% of its largest value)", ylim=(0, None))
+    axes[0].set_ylabel("validation accuracy (%)")
+    axes[1].set(ylabel="attention loss in the last epoch\n(% of its largest value)", ylim=(0, None))
     return figure
 
 
 def effects(panels: dict[str, pd.DataFrame]) -> Figure:
-    """Main effects and interactions with their intervals and p-values, a panel for each factorial.
+    """Main effects and interactions with their intervals and uncorrected p-values, a panel for each factorial.
 
     Parameters
     ----------
@@ -374,26 +273,17 @@ def effects(panels: dict[str, pd.DataFrame]) -> Figure:
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(4.8 * len(panels), 3.4), squeeze=False)
     for axis, (title, table) in zip(axes[0], panels.items(), strict=True):
-        rows = np.arange(len(table))
-        estimate = 100 * table.estimate.to_numpy()
-        reach = np.array([estimate - 100 * table.low, 100 * table.high - estimate])
-        with_attention = ["AT" in term.split(":") for term in table.term]
-        for row in rows:
-            colour = ARM_COLOURS["AT"] if with_attention[row] else "0.35"
-            axis.errorbar(estimate[row], row, xerr=reach[:, [row]], fmt="o", color=colour, capsize=3)
-            axis.annotate(
-                f"p = {table.p.iloc[row]:.2g}",
-                (1.02, row),
-                xycoords=("axes fraction", "data"),
-                va="center",
-                fontsize=8,
-                color=colour,
-            )
+        for row, each in enumerate(table.itertuples()):
+            colour = ARM_COLOURS["AT"] if "AT" in each.term.split(":") else "0.35"
+            axis.plot([100 * each.low, 100 * each.high], [row, row], "|-", color=colour)
+            axis.plot(100 * each.estimate, row, "o", color=colour)
+            beside = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8, "color": colour}
+            axis.annotate(f"p = {each.p:.2g}", (1.02, row), **beside)
         axis.annotate("not corrected", (1.02, 1.01), xycoords="axes fraction", va="bottom", fontsize=8, color="0.35")
         axis.axvline(0, color="0.3", lw=1)
-        limit = 1.1 * np.abs(100 * table[["low", "high"]].to_numpy()).max()
+        limit = 110 * table[["low", "high"]].abs().to_numpy().max()
         axis.set(title=title, xlabel="effect on test accuracy (points)", xlim=(-limit, limit))
-        axis.set_yticks(rows, [term.replace(":", " : ") for term in table.term])
+        axis.set_yticks(range(len(table)), table.term.str.replace(":", " : "))
         axis.grid(False, axis="y")
         axis.invert_yaxis()
     return figure
@@ -416,22 +306,15 @@ def completeness(errors: pd.DataFrame) -> Figure:
 def idea(image: np.ndarray, kind: str, soft, class_names, ig_map: np.ndarray, overlaid: np.ndarray) -> Figure:
     """The method on one image of the class `kind`: the image, the teacher's soft target, its IG map, the overlaid image."""
     figure, axes = plt.subplots(1, 4, figsize=(10, 2.5), width_ratios=(1, 1.1, 1, 1))
-    pictures = (
-        (f"training image: {kind}", image),
-        None,
-        ("IG map of the teacher", ig_map),
-        ("what the student sees\n(a tenth of the time)", overlaid),
-    )
-    for axis, item in zip(axes, pictures, strict=True):
-        if item is None:
-            axis.barh(range(len(class_names)), soft, color=sns.color_palette("crest", 2)[1])
-            axis.set_yticks(range(len(class_names)), class_names, fontsize=8)
-            axis.invert_yaxis()
-            axis.set(title="soft target of the teacher\n(T = 2.5)", xlabel="probability", xlim=(0, 1))
-            continue
-        axis.imshow(item[1], cmap="magma" if np.ndim(item[1]) == 2 else None)
-        axis.set(title=item[0], xticks=[], yticks=[])
+    titles = f"training image: {kind}", "IG map of the teacher", "what the student sees\n(a tenth of the time)"
+    for axis, title, picture in zip(axes[[0, 2, 3]], titles, (image, ig_map, overlaid), strict=True):
+        axis.imshow(picture, cmap="magma")
+        axis.set(title=title, xticks=[], yticks=[])
         axis.grid(False)
+    axes[1].barh(range(len(class_names)), soft, color=sns.color_palette("crest", 2)[1])
+    axes[1].set_yticks(range(len(class_names)), class_names, fontsize=8)
+    axes[1].invert_yaxis()
+    axes[1].set(title="soft target of the teacher\n(T = 2.5)", xlabel="probability", xlim=(0, 1))
     return figure
 
 
@@ -446,25 +329,17 @@ def soft_targets(images: np.ndarray, labels, logits, temperatures: tuple[float, 
     temperatures : tuple of float
     class_names : sequence of str
     """
-    figure, axes = plt.subplots(
-        2, len(images), figsize=(1.9 * len(images) + 0.6, 3.6), squeeze=False, height_ratios=(1, 1.5), sharey="row"
-    )
-    shades = sns.color_palette("crest", len(temperatures))
-    height = 0.8 / len(temperatures)
+    size, shades = (1.9 * len(images) + 0.6, 3.6), sns.color_palette("crest", len(temperatures))
+    figure, axes = plt.subplots(2, len(images), figsize=size, squeeze=False, height_ratios=(1, 1.5), sharey="row")
+    height, classes = 0.8 / len(temperatures), np.arange(len(class_names))
     for picture, label, values, (above, below) in zip(images, labels, logits, axes.T, strict=True):
         above.imshow(picture)
         above.set(title=class_names[label], xticks=[], yticks=[])
         above.grid(False)
-        for number, (temperature, shade) in enumerate(zip(temperatures, shades, strict=True)):
-            below.barh(
-                np.arange(len(class_names)) + number * height,
-                (values / temperature).softmax(0),
-                height,
-                color=shade,
-                label=f"T = {temperature:g}",
-            )
+        for number, (t, shade) in enumerate(zip(temperatures, shades, strict=True)):
+            below.barh(classes + number * height, (values / t).softmax(0), height, color=shade, label=f"T = {t:g}")
         below.set(xlim=(0, 1), xlabel="probability")
-    axes[1, 0].set_yticks(np.arange(len(class_names)) + 0.4 - height / 2, class_names, fontsize=8)
+    axes[1, 0].set_yticks(classes + 0.4 - height / 2, class_names, fontsize=8)
     axes[1, 0].invert_yaxis()
     figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(temperatures))
     return figure
@@ -483,35 +358,22 @@ def monte_carlo(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Fig
         `igkd.published.monte_carlo_summary`.
     """
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), width_ratios=(1.2, 1, 1.1))
-    order = list(published.arm)
-    _strip(left, table.assign(percent=100 * table.accuracy), order)
-    for position, arm in enumerate(order):
-        values = 100 * table[table.arm == arm].accuracy
-        low, high = t_interval(values)
-        left.errorbar(
-            position, values.mean(), [[values.mean() - low], [high - values.mean()]], fmt="_", ms=14, c="0.2", capsize=4
-        )
+    _runs_of_arms(left, table)
+    for position, row in enumerate(published.itertuples()):
+        colour, values = ARM_COLOURS[row.arm], 100 * table.accuracy[table.arm == row.arm]
         quantiles, ordered = stats.probplot(values, fit=False)
-        spread = values.std() if values.std() > 0 else 1.0
-        right.plot(quantiles, (ordered - values.mean()) / spread, ".-", lw=0.8, color=ARM_COLOURS[arm], label=arm)
-        row = published.set_index("arm").loc[arm]
-        sd, half = row.variance_ddof1**0.5, stats.t.isf(0.025, row.n - 1) * (row.variance_ddof1 / row.n) ** 0.5
-        middle.errorbar(position, 100 * row["mean"], sd, fmt="none", ecolor=ARM_COLOURS[arm], alpha=0.35, elinewidth=7)
-        middle.errorbar(position, 100 * row["mean"], half, fmt="_", ms=14, c="0.2", capsize=4)
-    middle.set_xticks(range(len(order)), order)
+        scaled = (ordered - values.mean()) / (values.std() or 1.0)
+        right.plot(quantiles, scaled, ".-", lw=0.8, color=colour, label=row.arm)
+        sd, mean = row.variance_ddof1**0.5, 100 * row.mean
+        middle.errorbar(position, mean, sd, fmt="none", ecolor=colour, alpha=0.35, elinewidth=7)
+        half = stats.t.isf(0.025, row.n - 1) * sd / row.n**0.5
+        middle.errorbar(position, mean, half, fmt="_", ms=14, c="0.2", capsize=4)
+    middle.set_xticks(range(len(published)), published.arm, rotation=30)
     middle.set(title="published: mean with 95 % t-interval,\nband: one standard deviation", ylabel="test accuracy (%)")
-    left.set(title=title, xlabel="", ylabel="test accuracy (%)")
-    ends = np.array(right.get_xlim())
-    right.plot(ends, ends, "--", color="0.5", lw=1, zorder=0)
-    right.set(
-        title="here: against a normal distribution",
-        xlabel="expected (standard deviations)",
-        ylabel="observed (standard deviations)",
-    )
+    left.set(title=title, ylabel="test accuracy (%)")
+    right.axline((0, 0), slope=1, ls="--", color="0.5", lw=1, zorder=0)
+    right.set(title="here: against a normal distribution", xlabel="expected (standard deviations)", ylabel="observed")
     right.legend(fontsize=8)
-    for axis in (left, middle):
-        axis.set_xlim(-0.5, len(order) - 0.5)
-        axis.tick_params(axis="x", rotation=30)
     return figure
 
 
@@ -527,33 +389,20 @@ def subset_pairs(by_seed: pd.DataFrame, reference: str, published: pd.DataFrame)
     published : DataFrame
         `igkd.published.monte_carlo_summary`; its differences of means are drawn beside.
     """
-    others = [arm for arm in by_seed if arm != reference]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=(1.2, 1))
-    means = 100 * published.set_index("arm")["mean"]
-    differences = 100 * by_seed[others].sub(by_seed[reference], axis=0)
+    means, others = 100 * published.set_index("arm")["mean"], [arm for arm in by_seed if arm != reference]
     for position, arm in enumerate(others):
-        values = differences[arm].to_numpy()
+        values = 100 * (by_seed[arm] - by_seed[reference])
         shifts = np.linspace(-0.18, 0.18, len(values))
         left.plot(position + shifts, values, "o", ms=4, alpha=0.6, color=ARM_COLOURS[arm])
-        low, high = t_interval(values)
-        mean = values.mean()
-        left.errorbar(position, mean, [[mean - low], [high - mean]], fmt="_", ms=16, color="0.2", capsize=4)
-        left.plot(
-            position + 0.32,
-            means[arm] - means[reference],
-            "D",
-            color="0.2",
-            mfc="white",
-            label="published difference of means" if arm == others[-1] else None,
-        )
+        _mean(left, position, values, fmt="_", ms=16, color="0.2", capsize=4)
+        left.plot(position + 0.32, means[arm] - means[reference], "D", color="0.2", mfc="white")
         right.plot(100 * by_seed[reference], 100 * by_seed[arm], "o", ms=4, color=ARM_COLOURS[arm], label=arm)
     left.axhline(0, color="0.4", lw=1, ls="--")
     left.set_xticks(range(len(others)), others)
-    left.set(title="difference on the same subset", ylabel=f"against {reference} (points)")
-    left.margins(y=0.2)  # room for the legend
-    left.legend(fontsize=8, loc="upper right")
-    low, high = 100 * by_seed.min().min(), 100 * by_seed.max().max()
-    right.plot([low, high], [low, high], "--", color="0.4", lw=1)
+    title = "difference on the same subset\n(diamond: published difference of means)"
+    left.set(title=title, ylabel=f"against {reference} (points)")
+    right.axline((100 * by_seed[reference].mean(),) * 2, slope=1, ls="--", color="0.4", lw=1)
     right.set(title="the runs of a subset", xlabel=f"{reference} (%)", ylabel="other arm (%)")
     right.legend(fontsize=8)
     return figure
@@ -574,81 +423,69 @@ def luck(halves: np.ndarray, simulated: pd.DataFrame, n: int, num_arms: int, obs
         ``"means"`` and ``"bests"``: the recorded gains of KD+IG over Student, fractions.
     """
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), width_ratios=(1, 1.25, 1.1))
-    red, blue = sns.color_palette("colorblind")[3], sns.color_palette("colorblind")[0]
+    palette = sns.color_palette("colorblind")
     if len(halves):
-        counts, edges = np.histogram(halves, np.linspace(0, 1, 21))
-        colours = [red, *["0.7"] * 19]
-        left.bar(edges[:-1], 100 * counts / len(halves), 0.05, align="edge", color=colours, edgecolor="white")
+        left.hist(
+            halves, np.linspace(0, 1, 21), weights=np.full(len(halves), 100 / len(halves)), color="0.7", ec="white"
+        )
         left.axhline(5, color="0.3", ls="--", lw=1)
-        detail = f"({n // 2} against {n - n // 2}, {len(halves):,} divisions)"
-    else:
-        detail = "(needs four runs of an arm)"
-        left.set_yticks([])
-    left.set(
-        title=f"recorded runs: halves of one arm\n{detail}",
-        xlabel="p (Welch)",
-        ylabel="share of divisions (%)",
-        xlim=(0, 1),
+    detail = (
+        f"({n // 2} against {n - n // 2}, {len(halves):,} divisions)" if len(halves) else "(needs four runs of an arm)"
     )
+    left.set(title=f"recorded runs: halves of one arm\n{detail}", xlabel="p (Welch)", ylabel="share of divisions (%)")
     bars = {
-        "paired test, one arm": "paired",
-        "Welch's test, one arm": "welch",
-        f"one of {num_arms - 1} arms, Holm": "any_arm_holm",
-        f"one of {num_arms - 1} arms, uncorrected": "any_arm",
-        f"one arm, looking after\neach of 2 to {n} pairs": "any_look",
+        "paired": "paired test, one arm",
+        "welch": "Welch's test, one arm",
+        "any_arm_holm": f"one of {num_arms - 1} arms, Holm",
+        "any_arm": f"one of {num_arms - 1} arms, uncorrected",
+        "any_look": f"one arm, looking after\neach of 2 to {n} pairs",
     }
-    shares = [100 * float((simulated[column] < 0.05).mean()) for column in bars.values()]
+    shares = 100 * (simulated[list(bars)] < 0.05).mean()
     # red: beyond what a share of 5 % scatters by itself in some thousand studies
-    middle.barh(list(bars), shares, color=[red if share > 7 else "0.7" for share in shares])
-    for position, share in enumerate(shares):
-        middle.text(max(share, 5.1), position, f" {share:.1f} %", va="center", fontsize=8)
-    middle.grid(False)
+    drawn = middle.barh(list(bars.values()), shares, color=[palette[3] if share > 7 else "0.7" for share in shares])
+    middle.bar_label(drawn, fmt=" %.1f %%", fontsize=8)
     middle.axvline(5, color="0.3", ls="--", lw=1)
+    middle.grid(False)
     middle.invert_yaxis()
     middle.set(
         title=f"simulated: equal arms, n = {n}", xlabel="studies with p < 0.05 (%)", xlim=(0, 1.25 * max(*shares, 8))
     )
-    for name, column, colour in (("means", "mean_gain", blue), ("bests", "best_gain", red)):
+    for name, column, colour in (("means", "mean_gain", palette[0]), ("bests", "best_gain", palette[3])):
         sns.kdeplot(100 * simulated[column], ax=right, color=colour, fill=True, alpha=0.15, label=f"{name} of {n}")
         right.axvline(100 * observed[name], color=colour, lw=1.5, ls="--", label=f"KD+IG − Student, {name}")
-    right.set(
-        title="simulated: gain without any effect", xlabel="arm minus reference (points)", yticks=[], ylabel="density"
-    )
+    right.set(title="simulated: gain without any effect", xlabel="arm minus reference (points)", yticks=[])
     right.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 
 
-def power_curves(spreads: dict[str, tuple[statistics.Interval, bool]], difference: float, n: int) -> Figure:
+def power_curves(spreads: dict[str, tuple[tuple, bool]], difference: float, n: int) -> Figure:
     """How likely a difference is found with n runs an arm, and which difference n runs find.
 
     Parameters
     ----------
     spreads : dict
-        Design -> (standard deviation of a run, or of the differences within pairs, as a fraction; whether paired).
-        Three at most; bands are of its interval.
+        Design -> (`igkd.statistics.spread` of a run, or of the differences within pairs; whether paired).
     difference : float
         True difference of the left panel, a fraction.
     n : int
         Runs per arm that are recorded.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.7))
-    counts = np.unique(np.geomspace(2, 2000, 45).round().astype(int))
-    styles = zip(sns.color_palette("colorblind"), ("-", "-.", "--"), strict=False)
+    counts = np.unique(np.geomspace(2, 600, 40).round().astype(int))
+    styles = zip(sns.color_palette("colorblind", 3), ("-", "-.", "--"), strict=True)
     for (label, (spread, paired)), (colour, line) in zip(spreads.items(), styles, strict=False):
-        values = (spread.estimate, spread.low, spread.high)
-        found = [[100 * statistics.power(difference, sd, k, paired=paired) for k in counts] for sd in values]
-        least = [
-            [100 * statistics.minimal_detectable_difference(k, sd, paired=paired) for k in counts] for sd in values
-        ]
-        for axis, (middle, one, other) in ((left, found), (right, least)):
+        test = TTestPower() if paired else TTestIndPower()
+        # What 80 % power finds, in standard deviations; the power to find `difference`.
+        least = np.array([np.ravel(test.solve_power(None, k, alpha=0.05, power=0.8))[0] for k in counts])
+        found = [[100 * test.power(difference / sd, k, alpha=0.05) for k in counts] for sd in spread]
+        for axis, (middle, low, high) in ((left, found), (right, [100 * sd * least for sd in spread])):
             axis.plot(counts, middle, color=colour, ls=line, label=label)
-            axis.fill_between(counts, one, other, color=colour, alpha=0.15, lw=0)
+            axis.fill_between(counts, low, high, color=colour, alpha=0.15, lw=0)
     for axis in (left, right):
         axis.axvline(n, color="0.3", ls=":", lw=1.2, label=f"recorded here: {n}")
         axis.set(xscale="log", xlabel="runs of each arm")
-        axis.set_xticks([2, 5, 10, 20, 60, 200, 1000], [2, 5, 10, 20, 60, 200, 1000])
+        axis.set_xticks([2, 5, 10, 20, 60, 200, 600], [2, 5, 10, 20, 60, 200, 600])
         axis.minorticks_off()
-    left.axhline(80, color="0.5", ls="--", lw=1)
     left.set(ylim=(0, 102), ylabel="power (%)", title=f"to find {100 * difference:g} points at the 5 % level")
     right.axhline(100 * difference, color="0.5", ls="--", lw=1)
     right.set(yscale="log", ylabel="smallest difference found (points)", title="with 80 % power")
@@ -667,24 +504,19 @@ def published_monte_carlo(bars: pd.DataFrame, summary: pd.DataFrame, whole: pd.S
     whole : Series
         Arm -> mean accuracy (fraction) of the published runs with all training images.
     """
-    arms = list(bars.arm.unique())
-    figure, axes = plt.subplots(len(arms), 1, figsize=(8.5, 2.3 * len(arms)), sharex=True, sharey=True)
-    for axis, arm in zip(axes, arms, strict=True):
-        rows, row = bars[bars.arm == arm], summary.set_index("arm").loc[arm]
-        drawn, beyond = rows.dropna(subset="high"), rows[rows.high.isna()].iloc[0]
-        width = 100 * (drawn.high - drawn.low).mean()
-        axis.bar(100 * drawn.low, drawn.runs, width, align="edge", color=ARM_COLOURS[arm], edgecolor="white")
-        if beyond.runs:
-            axis.bar(
-                100 * beyond.low,
-                beyond.runs / 4,  # as much area for a run as in the other bars
-                4 * width,
-                align="edge",
-                facecolor="none",
-                edgecolor=ARM_COLOURS[arm],
-                hatch="///",
-                label=f"{beyond.runs:.0f} runs above the published figure, place unknown",
-            )
+    figure, axes = plt.subplots(
+        bars.arm.nunique(), 1, figsize=(8.5, 2.3 * bars.arm.nunique()), sharex=True, sharey=True
+    )
+    for axis, (arm, rows) in zip(axes, bars.groupby("arm", sort=False), strict=True):
+        row, beyond = summary.set_index("arm").loc[arm], rows[rows.high.isna()].iloc[0]
+        width = 100 * (rows.high - rows.low).mean()
+        axis.bar(
+            100 * rows.low[rows.high.notna()], rows.runs[rows.high.notna()], width, align="edge", color=ARM_COLOURS[arm]
+        )
+        if beyond.runs:  # as much area for a run as in the other bars
+            look = {"align": "edge", "facecolor": "none", "edgecolor": ARM_COLOURS[arm], "hatch": "///"}
+            label = f"{beyond.runs:.0f} runs above the published figure, place unknown"
+            axis.bar(100 * beyond.low, beyond.runs / 4, 4 * width, label=label, **look)
         x = np.linspace(88.4, 92.8, 300)
         curve = row.n * width * stats.norm.pdf(x, 100 * row["mean"], row.variance_ddof1**0.5)
         axis.plot(x, curve, color="0.25", lw=1.2, label="normal, published mean and variance")
@@ -702,104 +534,33 @@ def compression_accuracy(panels: dict[str, pd.DataFrame]) -> Figure:
     ----------
     panels : dict
         Title -> table with columns ``arm``, ``compression_factor``, ``accuracy`` (fraction) and maybe ``seed``, by
-        which differences are paired, and ``width``; networks narrower than 1 are drawn as open squares, unconnected.
-        Means have the bars of `bar_ends`.
+        which differences are paired. Runs are dots, means are joined; they have 95 % intervals from four runs on.
     """
     size = (4.4 * len(panels), 5.6)
     figure, axes = plt.subplots(2, len(panels), figsize=size, squeeze=False, sharex=True, height_ratios=(3, 2))
     for (upper, lower), (title, table) in zip(axes.T, panels.items(), strict=True):
-        if "seed" not in table:
-            table = table.assign(seed=0)
-        if "width" not in table:
-            table = table.assign(width=1.0)
-        arms = [arm for arm in ARM_COLOURS if arm in set(table.arm)]
-        of_student = table[table.arm == "Student"].set_index(["compression_factor", "seed"]).accuracy
-        for place, arm in enumerate(arms):
-            runs = table[table.arm == arm].set_index(["compression_factor", "seed"])
-            gains = runs.assign(accuracy=runs.accuracy - of_student).dropna(subset="accuracy")
-            shift = 1.06 ** (place - (len(arms) - 1) / 2)  # so that intervals do not hide each other
-            for axis, rows in ((upper, runs), (lower, gains)):
+        wide = table.assign(seed=table.get("seed", 0), percent=100 * table.accuracy)
+        wide = wide.pivot_table(index=["compression_factor", "seed"], columns="arm", values="percent")
+        order = [arm for arm in ARM_COLOURS if arm in wide]
+        for place, arm in enumerate(order):
+            shift = 1.06 ** (place - (len(order) - 1) / 2)  # so that arms do not hide each other
+            for axis, values in ((upper, wide[arm]), (lower, wide[arm] - wide["Student"])):
                 if axis is lower and arm == "Student":
                     continue
-                for narrowed, group in rows.groupby(rows.width < 1):
-                    points = group.groupby("compression_factor").accuracy.agg(["mean", bar_ends])
-                    ends = np.array([*points.bar_ends]).T
-                    mean = points["mean"].to_numpy()
-                    axis.errorbar(
-                        points.index * shift,
-                        100 * mean,
-                        yerr=100 * np.abs(ends - mean),
-                        color=ARM_COLOURS[arm],
-                        fmt="s" if narrowed else "o-",
-                        mfc="none" if narrowed else None,
-                        ms=6 if narrowed else 4,
-                        lw=1.2,
-                        capsize=2.5,
-                        label=f"{arm}, narrowed" if narrowed else arm,
-                    )
+                factors = values.dropna().groupby("compression_factor")
+                means, look = factors.mean(), {"color": ARM_COLOURS[arm], "lw": 1.2}
+                axis.plot(means.index * shift, means, "o-", ms=4, label=arm, **look)
+                for factor, runs in factors:
+                    _mean(axis, factor * shift, runs, capsize=2.5, **look)
+                    axis.plot([factor * shift] * len(runs), runs, "o", ms=2.5, alpha=0.4, color=ARM_COLOURS[arm])
         upper.set(title=title, xscale="log")
         upper.legend(fontsize=7.5)
         lower.axhline(0, color=ARM_COLOURS["Student"], lw=1.2)
         lower.set_xlabel("compression factor (arms moved aside a little)")
         lower.xaxis.set_major_formatter("{x:g}")
-        lower.yaxis.set_major_locator(MaxNLocator(6))
     axes[0, 0].set_ylabel("test accuracy (%)")
     axes[1, 0].set_ylabel("against Student\n(points)")
     return figure
-
-
-def pareto(table: pd.DataFrame, costs: dict[str, str]) -> Figure:
-    """Accuracy over several costs: networks that are cut, networks that are narrowed, and the Pareto front.
-
-    Parameters
-    ----------
-    table : DataFrame
-        One row a network: ``accuracy`` (fraction), ``low`` and ``high`` (its interval), ``blocks_removed``, ``width``
-        and the costs.
-    costs : dict
-        Column -> axis label.
-    """
-    figure, axes = plt.subplots(1, len(costs), figsize=(3.7 * len(costs), 3.9), squeeze=False, sharey=True)
-    blue, orange = sns.color_palette("colorblind")[:2]
-    cut, narrowed = table[table.width == 1], table[table.width < 1].sort_values(["blocks_removed", "width"])
-    # Narrowed networks lie close to others, so markers tell them apart and not labels.
-    groups = {"cut (number: blocks removed)": (cut, "o-", blue)} | {
-        f"{row.blocks_removed} removed, width {row.width:g}": (narrowed.loc[[row.Index]], marker, orange)
-        for row, marker in zip(narrowed.itertuples(), "sD^vP", strict=False)
-    }
-    for axis, (cost, label) in zip(axes[0], costs.items(), strict=True):
-        for name, (group, style, colour) in groups.items():
-            group = group.sort_values(cost)
-            accuracy = 100 * group.accuracy.to_numpy()
-            reach = np.abs(100 * group[["low", "high"]].to_numpy().T - accuracy)
-            axis.errorbar(group[cost], accuracy, reach, fmt=style, color=colour, lw=1.2, ms=5, capsize=2.5, label=name)
-        front = table[statistics.pareto_front(table[cost], table.accuracy)].sort_values(cost)
-        axis.step(front[cost], 100 * front.accuracy, where="post", color="0.3", lw=1, ls="--", label="Pareto front")
-        for row in cut.itertuples():
-            axis.annotate(
-                row.blocks_removed,
-                (getattr(row, cost), 100 * row.high),
-                xytext=(0, 3),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-                color=blue,
-                path_effects=[withStroke(linewidth=2.5, foreground="white")],
-            )
-        axis.set(xscale="log", xlabel=label)
-        axis.margins(x=0.1, y=0.08)
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axis.xaxis.set_major_formatter(FuncFormatter(_in_thousands))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.tick_params(axis="x", labelsize=8)
-    axes[0, 0].set_ylabel("test accuracy (%)")
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=8)
-    return figure
-
-
-def _in_thousands(x: float, _) -> str:
-    return f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x >= 1e3 else f"{x:g}"
 
 
 def latency(ratios: dict[str, pd.DataFrame], deployed: pd.DataFrame) -> Figure:
@@ -814,45 +575,30 @@ def latency(ratios: dict[str, pd.DataFrame], deployed: pd.DataFrame) -> Figure:
         Columns ``network`` (an arm's begins with its name), ``runtime``, ``batch_size``, ``median``, ``low``, ``high``
         (milliseconds of one call).
     """
-    palette = sns.color_palette("colorblind")
-    ours = iter([*palette[:4], palette[9]])
-    batch_sizes = sorted(deployed.batch_size.unique())
-    figure, axes = plt.subplots(1, 1 + len(batch_sizes), figsize=(13, 4), width_ratios=(1.7, *[1] * len(batch_sizes)))
-    left = axes[0]
+    sizes, runtimes = sorted(deployed.batch_size.unique()), list(dict.fromkeys(deployed.runtime))
+    figure, axes = plt.subplots(1, 1 + len(sizes), figsize=(13, 4), width_ratios=(1.7, *[1] * len(sizes)))
+    ours = iter(sns.color_palette("colorblind"))
     for name, table in ratios.items():
         table = table.sort_values("compression_factor")
         colour, line = ("black", "o--") if name.startswith("published") else (next(ours), "o-")
-        reach = None
+        axes[0].plot(table.compression_factor, table.ratio, line, ms=3, lw=1.2, color=colour, label=name)
         if "ratio_low" in table:
-            reach = np.array([table.ratio - table.ratio_low, table.ratio_high - table.ratio])
-        left.errorbar(
-            table.compression_factor, table.ratio, reach, fmt=line, ms=3, lw=1.2, capsize=3, color=colour, label=name
-        )
-    left.axhline(1, color="0.3", lw=1)
-    left.set(xscale="log", yscale="log", xlabel="compression factor", ylabel="teacher's cost / student's cost")
-    for axis in (left.xaxis, left.yaxis):
+            axes[0].vlines(table.compression_factor, table.ratio_low, table.ratio_high, color=colour)
+    axes[0].axhline(1, color="0.3", lw=1)
+    axes[0].set(xscale="log", yscale="log", xlabel="compression factor", ylabel="teacher's cost / student's cost")
+    for axis in (axes[0].xaxis, axes[0].yaxis):
         axis.set_major_formatter("{x:g}")
-    left.legend(fontsize=7.5, loc="upper left")
-    runtimes = list(dict.fromkeys(deployed.runtime))
-    networks = list(dict.fromkeys(deployed.network))
-    for axis, batch_size in zip(axes[1:], batch_sizes, strict=True):
-        for place, network in enumerate(networks):
-            rows = deployed[(deployed.network == network) & (deployed.batch_size == batch_size)]
-            rows = rows.set_index("runtime").loc[runtimes]
-            axis.errorbar(
-                rows["median"],
-                np.arange(len(runtimes)) + 0.3 * (place - (len(networks) - 1) / 2),
-                xerr=np.array([rows["median"] - rows.low, rows.high - rows["median"]]),
-                fmt="sD"[place % 2],
-                ms=6,
-                capsize=3,
-                color=ARM_COLOURS.get(network.split(",")[0], "0.3"),
-                label=network,
-            )
+    axes[0].legend(fontsize=7.5, loc="upper left")
+    for axis, size in zip(axes[1:], sizes, strict=True):
+        for place, (network, rows) in enumerate(deployed[deployed.batch_size == size].groupby("network", sort=False)):
+            at = rows.runtime.map(runtimes.index) + 0.3 * place - 0.15
+            colour = ARM_COLOURS.get(network.split(",")[0], "0.3")
+            axis.plot(rows["median"], at, "sD"[place % 2], ms=6, color=colour, label=network)
+            axis.hlines(at, rows.low, rows.high, color=colour)
         axis.set_yticks(range(len(runtimes)), runtimes if axis is axes[1] else [""] * len(runtimes))
-        axis.set_ylim(len(runtimes) - 0.4, -0.6)
+        axis.invert_yaxis()
         axis.grid(False, axis="y")
-        axis.set(title=f"batch of {batch_size}", xlabel="milliseconds a call", xscale="log")
+        axis.set(title=f"batch of {size}", xlabel="milliseconds a call", xscale="log")
         axis.xaxis.set_major_locator(LogLocator(base=2))  # times span less than a decade
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
@@ -866,7 +612,7 @@ def published_imagenet(table: pd.DataFrame, on_cifar: pd.Series) -> Figure:
     Parameters
     ----------
     table : DataFrame
-        `igkd.published.imagenet_subset`.
+        `igkd.published.table("imagenet_subset")`.
     on_cifar : Series
         Arm -> published CIFAR-10 accuracy (fraction) of the second chart, in its order, the teacher first.
     """
@@ -897,7 +643,7 @@ def published_imagenet(table: pd.DataFrame, on_cifar: pd.Series) -> Figure:
 
 
 def shifted_arms(panels: dict[str, pd.DataFrame], teacher: dict[str, float]) -> Figure:
-    """Every run of every arm on images of another kind, with means and 95 % t-intervals.
+    """Every run of every arm on images of another kind.
 
     Parameters
     ----------
@@ -906,24 +652,14 @@ def shifted_arms(panels: dict[str, pd.DataFrame], teacher: dict[str, float]) -> 
     teacher : dict
         Title -> the teacher's value (fraction), where there is one to show.
     """
-    columns = 2
-    rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(9.2, 3.1 * rows), squeeze=False)
+    rows = -(-len(panels) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(9.2, 3.1 * rows), squeeze=False)
     for axis, (title, frame) in zip(axes.flat, panels.items(), strict=True):
-        order = [name for name in ARM_COLOURS if name in set(frame.arm)]
-        _runs_of_arms(axis, frame.assign(percent=100 * frame.accuracy), order)
+        _runs_of_arms(axis, frame)
         group, _, measure = title.partition(": ")
-        seeds = frame.seed.nunique()
-        axis.set(title=f"{group}, n = {seeds} seeds an arm", xlabel="", ylabel=f"{measure} (%)")
+        axis.set(title=f"{group}, n = {frame.seed.nunique()} seeds an arm", ylabel=f"{measure} (%)")
         if title in teacher:
-            axis.annotate(
-                f"teacher: {teacher[title]:.1%}",
-                (0.02, 0.96),
-                xycoords="axes fraction",
-                va="top",
-                fontsize=8,
-                color="0.3",
-            )
+            axis.text(0.02, 0.9, f"teacher: {teacher[title]:.1%}", transform=axis.transAxes, fontsize=8, color="0.3")
     figure.suptitle(_RUNS_OF_ARMS, fontsize=9)
     return figure
 
@@ -939,21 +675,9 @@ def confusions(panels: dict[str, np.ndarray], class_names: tuple[str, ...]) -> F
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(0.6 + 4.3 * len(panels), 4.4), squeeze=False)
     for axis, (title, counts) in zip(axes[0], panels.items(), strict=True):
-        there = counts.sum(1) > 0
-        shares = 100 * counts[there] / counts[there].sum(1, keepdims=True)
-        rows = [name for name, has in zip(class_names, there, strict=True) if has]
-        sns.heatmap(
-            pd.DataFrame(shares, rows, class_names),
-            annot=True,
-            fmt=".0f",
-            annot_kws={"fontsize": 7},
-            vmin=0,
-            vmax=100,
-            cmap="crest",
-            cbar=False,
-            ax=axis,
-            yticklabels=axis is axes[0, 0],
-        )
+        shares = pd.DataFrame(counts, class_names, class_names)[counts.sum(1) > 0]
+        shares, look = 100 * shares.div(shares.sum(axis=1), axis=0), {"annot_kws": {"fontsize": 7}, "cmap": "crest"}
+        sns.heatmap(shares, annot=True, fmt=".0f", vmin=0, vmax=100, cbar=False, ax=axis, **look)
         axis.set(title=title, xlabel="answer")
         axis.tick_params(axis="x", rotation=60)
     axes[0, 0].set_ylabel("true class")
@@ -972,31 +696,22 @@ def robustness(table: pd.DataFrame, gains: dict[str, pd.DataFrame]) -> Figure:
         Name of a pair of arms -> table of paired comparisons (`igkd.statistics.Comparison`), with ``shift``.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=(1.5, 1))
-    order = list(table.condition.unique())
-    places = np.arange(len(order))
-    arms = [name for name in ARM_COLOURS if name in set(table.arm)]
+    means = 100 * table.groupby(["condition", "arm"], sort=False).accuracy.mean().unstack()
+    arms = [name for name in ARM_COLOURS if name in means]
     for arm, offset in zip(arms, np.linspace(-0.25, 0.25, len(arms)), strict=True):
-        means = 100 * table[table.arm == arm].groupby("condition").accuracy.mean()[order]
-        left.plot(places + offset, means, "o", ms=4, alpha=0.75, color=ARM_COLOURS[arm], label=arm)
-    left.set_xticks(places, order, rotation=60, ha="right")
+        at = np.arange(len(means)) + offset
+        left.plot(at, means[arm], "o", ms=4, alpha=0.75, color=ARM_COLOURS[arm], label=arm)
+    left.set_xticks(range(len(means)), means.index, rotation=60, ha="right")
     left.set(ylabel="accuracy (%)", title=f"means of an arm, n = {table.seed.nunique()} seeds")
-    left.legend(fontsize=8)
     for offset, (name, rows) in zip((-0.12, 0.12), gains.items(), strict=True):
-        x = np.arange(len(rows)) + offset
-        reach = 100 * np.array([rows.difference - rows.low, rows.high - rows.difference])
-        right.errorbar(
-            x,
-            100 * rows.difference,
-            np.nan_to_num(reach),
-            fmt="o",
-            capsize=3,
-            color=ARM_COLOURS[name.split(" - ")[0]],
-            label=name,
-        )
+        at, colour = np.arange(len(rows)) + offset, ARM_COLOURS[name.split(" - ")[0]]
+        right.plot(at, 100 * rows.difference, "o", color=colour, label=name)
+        right.vlines(at, 100 * rows.low, 100 * rows.high, color=colour)
         right.set_xticks(range(len(rows)), rows["shift"], rotation=60, ha="right")
     right.axhline(0, color="0.3", lw=1)
     right.set(ylabel="points", title="what the overlay adds: paired by seed, 95 % intervals")
-    right.legend(fontsize=8)
+    for axis in (left, right):
+        axis.legend(fontsize=8)
     return figure
 
 
@@ -1016,19 +731,17 @@ def fitted_losses(
         Range of gaps to be marked, of our own teacher.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.5), squeeze=False)
-    colours = dict(zip(("aligned", "permuted"), sns.color_palette("colorblind")[:4:3], strict=True))
+    palette = sns.color_palette("colorblind")
     for axis, (title, (table, (low, high))) in zip(axes[0], panels.items(), strict=True):
-        for signals, lines in table.groupby("signals", sort=False):
-            axis.plot(lines.gap, lines.loss, color=colours[signals], label=f"expected, {signals}")
+        for (signals, lines), colour in zip(table.groupby("signals", sort=False), palette[:4:3], strict=True):
+            axis.plot(lines.gap, lines.loss, color=colour, label=f"expected, {signals}")
         axis.axhspan(
-            low, high, color="0.3", alpha=0.3, lw=0, label="published loss, down to what\nthe two deductions leave"
+            low, high, color="0.3", alpha=0.3, lw=0, label="published loss, down to what\nthe deductions leave"
         )
         axis.axvline(stated, color="0.3", ls=":", lw=1.2, label=f"gap from published\ntest cats: {stated:.1f}")
-        axis.axvspan(
-            *measured, color=sns.color_palette("colorblind")[2], alpha=0.15, lw=0, label="our teacher: middle half"
-        )
-        axis.set(title=title, xlabel="gap of the teacher's logits", ylabel="training loss (nats)", yscale="log")
-        axis.set_ylim(1e-3, 3)
+        axis.axvspan(*measured, color=palette[2], alpha=0.15, lw=0, label="our teacher: middle half")
+        look = {"yscale": "log", "ylim": (1e-3, 3)}
+        axis.set(title=title, xlabel="gap of the teacher's logits", ylabel="training loss (nats)", **look)
     axes[0, -1].legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 
@@ -1039,52 +752,37 @@ def remaining_gain(
     title: str,
     xlabel: str = "test accuracy minus Student, same seed (points)",
 ) -> Figure:
-    """Gain of each control over the plain student of the same seed; means with 95 % t-intervals from two pairs on.
+    """Gain of each control over the plain student of the same seed: pairs, means, 95 % t-intervals from four pairs on.
 
     Parameters
     ----------
     table : DataFrame
-        Columns ``group``, ``label``, ``arm``, ``gain`` (a fraction), one row a pair of runs, in the order to be drawn.
+        Columns ``group``, ``label``, ``gain`` (a fraction), one row a pair of runs, in the order to be drawn.
     published : Series
         Label -> published difference of means (fraction), drawn beside; may be empty.
     title : str
         Data and student.
     xlabel : str
     """
-    rows = table.drop_duplicates(["group", "label"])
-    colours = dict(zip(table.group.unique(), sns.color_palette("colorblind")[:6], strict=False))
-    counts = table.groupby(["group", "label"]).size()
-    # A gap of one row before each group.
-    places = np.arange(len(rows)) + 0.8 * rows.group.map({group: i for i, group in enumerate(colours)}).to_numpy()
-    figure, axis = plt.subplots(figsize=(8.5, 0.9 + 0.27 * (places.max() + 1)))
-    for place, row in zip(places, rows.itertuples(), strict=True):
-        values = 100 * table.gain[(table.group == row.group) & (table.label == row.label)].to_numpy()
-        colour = colours[row.group]
-        axis.plot(values, np.full(len(values), place), "o", ms=4, alpha=0.35, color=colour)
-        low, high = t_interval(values)
-        mean = values.mean()
-        axis.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="D", ms=5, color=colour, capsize=3)
-        if counts.nunique() > 1:
-            axis.annotate(
-                f"n = {len(values)}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5
-            )
-        if row.label in published.index:
-            axis.plot(100 * published[row.label], place, "|", ms=13, mew=2.2, color="0.15")
-    if len(published):
-        axis.plot([], [], "|", ms=11, mew=2.2, color="0.15", ls="none", label="published (CIFAR-10, 4.12x)")
-    each = f", n = {counts.iloc[0]} each" if counts.nunique() == 1 else ""
-    axis.plot([], [], "D", ms=5, color="0.5", ls="none", label=f"mean, 95 % interval{each}")
+    groups = dict(zip(table.group.unique(), sns.color_palette("colorblind"), strict=False))
+    figure, axis = plt.subplots(
+        figsize=(8.5, 0.9 + 0.27 * (len(table.drop_duplicates(["group", "label"])) + len(groups)))
+    )
+    beside, place, labels = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}, 0, {}
+    for group, colour in groups.items():
+        axis.annotate(group, (0.005, place), color=colour, weight="bold", **beside)
+        for label, gains in table[table.group == group].groupby("label", sort=False).gain:
+            place += 1
+            labels[place] = label
+            axis.plot(100 * gains, [place] * len(gains), "o", ms=4, alpha=0.35, color=colour)
+            _mean(axis, place, 100 * gains, across=True, fmt="D", ms=5, color=colour, capsize=3)
+            axis.annotate(f"n = {len(gains)}", (1.01, place), **beside)
+            if label in published.index:
+                axis.plot(100 * published[label], place, "|", ms=13, mew=2.2, color="0.15")
+        place += 1
+    note = "diamond: mean, 95 % interval" + ", bar: published (CIFAR-10, 4.12x)" * bool(len(published))
     axis.axvline(0, color="0.3", lw=1)
-    axis.set_yticks(places, rows.label)
-    for tick, group in zip(axis.get_yticklabels(), rows.group, strict=True):
-        tick.set_color(colours[group])
-    for group, colour in colours.items():
-        first = places[(rows.group == group).to_numpy()][0]
-        axis.annotate(group, (0.005, first - 0.75), xycoords=("axes fraction", "data"), va="center", fontsize=8.5,
-                      color=colour, weight="bold")  # fmt: skip
-    axis.set_xlabel(xlabel)
-    axis.set_ylim(places.max() + 0.7, -1.3)
+    axis.set_yticks(list(labels), list(labels.values()))
+    axis.set(xlabel=xlabel, ylim=(place - 0.3, -0.7), title=f"{title}\n{note}")
     axis.grid(False, axis="y")
-    axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.06), ncols=2)
-    axis.set_title(title, loc="right")
     return figure

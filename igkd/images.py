@@ -6,18 +6,22 @@ are the official files, or the reader's own images in a folder or an ``.npz`` fi
 
 import hashlib
 import os
-import zipfile
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
-from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
 
-from igkd.errors import InputError, MissingImages
+from igkd.errors import InputError, MissingImages, first_line
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 #: Channel means and standard deviations of CIFAR-10's training pixels, as published.
@@ -31,15 +35,18 @@ SIZE_MULTIPLE = 8
 
 # One seed for every subset: all arms and all seeds are judged on the same held-out images.
 _VALIDATION_SEED = 20_231
-_DIGITS_SEED = 0
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
-_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
+_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _WAYS = (
     f"(1) download the official files with `--data {DOWNLOAD}` (170 MB into {OFFICIAL_FOLDER.as_posix()}), "
-    "(2) give the folder that contains cifar-10-batches-py, or an image folder train/<class>/*.png with "
-    f"test/<class>/*.png, or (3) give an .npz file with {', '.join(_ARRAYS)}; "
+    "(2) give the folder that contains cifar-10-batches-py, or an image folder train/<class>/* with test/<class>/*, "
+    f"or (3) give an .npz file with {', '.join(_ARRAYS)}, class_names; "
     "for (2) and (3) use --data PATH or the environment variable IGKD_DATA"
 )
+
+
+def as_input(images: np.ndarray | Tensor, device: str = "cpu") -> Tensor:
+    """uint8 (N, H, W, 3) to float (N, 3, H, W) in [0, 1], channels last in memory."""
+    return torch.as_tensor(images).to(device).permute(0, 3, 1, 2).float() / 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +57,7 @@ class ImageSet:
     ----------
     name : str
     train_images, test_images : ndarray (N, H, W, 3) uint8
+        There may be no training images, see `load_images`.
     train_labels, test_labels : ndarray (N,) int64
         Indices into `class_names`.
     class_names : tuple of str
@@ -120,20 +128,15 @@ class ImageSet:
         InputError
             If there are fewer images, or a class would get none.
         """
-        if n_train > len(self.train_labels) or n_test > len(self.test_labels):
+        if n_train > self.n_train or n_test > self.n_test:
             raise InputError(
-                f"there are {len(self.train_labels):,} training and {len(self.test_labels):,} test images, fewer than the "
-                f"{n_train:,} and {n_test:,} that this profile takes; for images of your own there is --profile paper"
+                f"there are {self.n_train:,} training and {self.n_test:,} test images, fewer than the {n_train:,} and "
+                f"{n_test:,} that this profile takes; for images of your own there is --profile paper"
             )
-        train = train_indices(self.train_labels, Subset(n_train / len(self.train_labels), seed))
-        test = train_indices(self.test_labels, Subset(n_test / len(self.test_labels), seed))
-        return replace(
-            self,
-            train_images=self.train_images[train],
-            train_labels=self.train_labels[train],
-            test_images=self.test_images[test],
-            test_labels=self.test_labels[test],
-        )
+        train = train_indices(self.train_labels, Subset(n_train / self.n_train, seed))
+        test = train_indices(self.test_labels, Subset(n_test / self.n_test, seed))
+        taken = self.train_images[train], self.train_labels[train], self.test_images[test], self.test_labels[test]
+        return ImageSet(self.name, *taken, self.class_names, self.flip)
 
 
 @dataclass(frozen=True)
@@ -162,9 +165,7 @@ class RecordedImages:
         return len(self.class_names)
 
     def __getattr__(self, name: str):
-        if name in ("train_images", "train_labels", "test_images", "test_labels", "mean_std", "flip", "take"):
-            raise self.missing
-        raise AttributeError(name)
+        raise AttributeError(name) if name.startswith("_") else self.missing
 
 
 @dataclass(frozen=True)
@@ -192,12 +193,8 @@ class Subset:
     validation: float = 0.0
 
     def __post_init__(self):
-        if not 0 < self.fraction <= 1:
-            raise InputError(f"fraction is {self.fraction}; give a share of the images in (0, 1]")
-        if not 0 <= self.validation < 1:
-            raise InputError(f"validation is {self.validation}; give a share of the images in [0, 1)")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"the seed of a subset is {self.seed}; give a whole number from 0 to 4294967295")
+        if not (0 < self.fraction <= 1 and 0 <= self.validation < 1 and 0 <= self.seed < 2**32):
+            raise InputError(f"{self}: give fraction in (0, 1], validation in [0, 1), seed from 0 to 4294967295")
         # 1 and 1.0 are the same share, so they must be the same text in the key of a run.
         object.__setattr__(self, "fraction", float(self.fraction))
         object.__setattr__(self, "validation", float(self.validation))
@@ -221,12 +218,7 @@ def train_indices(labels: np.ndarray, subset: Subset) -> np.ndarray:
     InputError
         If a class would get no image.
     """
-    rest, _ = _hold_out(labels, subset)
-    if subset.fraction == 1:
-        return rest
-    drawn, _ = _split(rest, labels, subset.fraction, subset.seed, f"a fraction of {subset.fraction:g}")
-    _require_every_class(labels, drawn, f"a fraction of {subset.fraction:g}")
-    return drawn
+    return _rows(labels, subset)[0]
 
 
 def validation_indices(labels: np.ndarray, subset: Subset) -> np.ndarray:
@@ -237,38 +229,32 @@ def validation_indices(labels: np.ndarray, subset: Subset) -> np.ndarray:
     ndarray (n,) int64, sorted
         Empty if ``subset.validation`` is 0. The same for every ``subset.seed`` and ``subset.fraction``.
     """
-    return _hold_out(labels, subset)[1]
+    return _rows(labels, Subset(validation=subset.validation))[1]
 
 
-def _hold_out(labels: np.ndarray, subset: Subset) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.arange(len(labels), dtype=np.int64)
-    if subset.validation == 0:
-        return rows, rows[:0]
-    what = f"holding out a share of {subset.validation:g}"
-    held_out, rest = _split(rows, labels, subset.validation, _VALIDATION_SEED, what)
-    _require_every_class(labels, held_out, what)
-    _require_every_class(labels, rest, what)
-    return rest, held_out
-
-
-def _split(rows, labels, share: float, seed: int, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Stratified parts of `rows`, `share` of them and the others, each sorted."""
-    # scikit-learn rounds a share down, and 0.29 * 100 is a little less than 29.
-    n = round(share * len(rows))
+def _rows(labels: np.ndarray, subset: Subset) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on, and those held out."""
+    train, held_out = np.arange(len(labels), dtype=np.int64), np.arange(0, dtype=np.int64)
     try:
-        first, second = train_test_split(rows, train_size=n, stratify=labels[rows], random_state=seed)
+        # scikit-learn rounds a share down, and 0.29 * 100 is a little less than 29; so it is given numbers.
+        if subset.validation > 0:
+            n = round(subset.validation * len(train))
+            held_out, train = train_test_split(train, train_size=n, stratify=labels, random_state=_VALIDATION_SEED)
+            held_out, train = np.sort(held_out), np.sort(train)
+        if subset.fraction < 1:
+            n = round(subset.fraction * len(train))
+            train = np.sort(train_test_split(train, train_size=n, stratify=labels[train], random_state=subset.seed)[0])
     except ValueError as error:
-        raise InputError(f"{what} of {len(rows)} images is not possible: {error}") from error
-    return np.sort(first), np.sort(second)
+        raise InputError(f"{subset} of {len(labels)} images is not possible: {first_line(error)}") from error
+    for rows in (train, held_out) if len(held_out) else (train,):
+        if len(missing := np.setdiff1d(labels, labels[rows])):
+            raise InputError(f"{subset} leaves no image of class {missing[0]}; choose another share or add images")
+    return train, held_out
 
 
-def _require_every_class(labels: np.ndarray, rows: np.ndarray, what: str) -> None:
-    missing = np.setdiff1d(labels, labels[rows])
-    if len(missing):
-        raise InputError(f"{what} leaves no image of class {missing[0]}; choose another share or add images")
-
-
-def load_images(name: str, data: str | Path | None = None, download: bool = False) -> ImageSet:
+def load_images(
+    name: str, data: str | Path | None = None, test_alone: bool = False, log: Callable[[str], object] = print
+) -> ImageSet:
     """Load an image set.
 
     Parameters
@@ -281,12 +267,15 @@ def load_images(name: str, data: str | Path | None = None, download: bool = Fals
         current directory. One of
 
         - a folder that contains ``cifar-10-batches-py``, the official files as torchvision lays them out;
-        - an image folder, ``train/<class>/*`` and ``test/<class>/*``: .png, .jpg or .jpeg, all of one size;
+        - an image folder, ``train/<class>/*`` and ``test/<class>/*``, read like `torchvision.datasets.ImageFolder`:
+          all images of one size;
         - an ``.npz`` file with ``train_images``, ``test_images`` (N, H, W, 3) uint8, ``train_labels``,
           ``test_labels`` (N,) integers, and ``class_names`` (strings);
         - the word ``download``: the official files, downloaded to ``data/cifar10`` if they are not there.
-    download : bool, default False
-        Download the official files to `data` if they are not there.
+    test_alone : bool, default False
+        Test images are enough; then the set may have no training images, and classes without a test image.
+    log : callable
+        Is told how many images of a folder were loaded, and how many were left out and why.
 
     Returns
     -------
@@ -300,46 +289,45 @@ def load_images(name: str, data: str | Path | None = None, download: bool = Fals
     InputError
         If there is nothing at `data`, or what is found is damaged or not in one of these forms.
     """
+    if name not in ("digits", "cifar10"):
+        raise InputError(f"there is no image set {name!r}; choose digits or cifar10")
     if name == "digits":
-        if data is not None or download:
+        if data:
             raise InputError("the digits of the demo come with scikit-learn; leave out --data, or add --profile laptop")
         return _digits()
-    if name != "cifar10":
-        raise InputError(f"there is no image set {name!r}; choose digits or cifar10")
     given = data or os.environ.get("IGKD_DATA")
-    download = download or given == DOWNLOAD
     # Not Path.expanduser, which fails for a user that is not known; this leaves the name, and nothing is there.
     path = OFFICIAL_FOLDER if given in (None, "", DOWNLOAD) else Path(os.path.expanduser(given))
-    try:
-        if download or (path / "cifar-10-batches-py").is_dir():
-            return _official(path, download)
-        if path == OFFICIAL_FOLDER and not given:
-            raise MissingImages(f"no CIFAR-10 here; {_WAYS}")
-        if (path / "train").is_dir():
-            return _from_folder(path)
-        if path.suffix == ".npz" and path.is_file():
-            return _from_npz(path)
+    if given == DOWNLOAD or (path / CIFAR10.base_folder).is_dir():
+        arrays, classes = _official(path, given == DOWNLOAD), CIFAR10_CLASSES
+    elif not given:
+        raise MissingImages(f"no CIFAR-10 here; {_WAYS}")
+    elif (path / "test").is_dir():
+        classes, arrays = class_folders(path / "test"), {}
+        numbered = {each: label for label, each in enumerate(classes)}
+        for part in [each for each in ("train", "test") if (path / each).is_dir()]:
+            if class_folders(path / part) != classes:
+                raise InputError(f"{path}: train and test do not have the same class folders; give both every class")
+            images, labels, left_out = read_folder(path / part, numbered)
+            arrays |= {f"{part}_images": images, f"{part}_labels": labels}
+            why = "".join(f", {n} {reason}" for reason, n in left_out.items())
+            log(f"{path / part}: {len(images):,} images loaded, {left_out.total():,} files left out{why}")
+    elif path.suffix == ".npz" and path.is_file():
+        arrays = read_npz(path, (*_ARRAYS, "class_names"))
+        classes = arrays["class_names"]
+    else:
         raise InputError(f"{path} is {'not one of the forms known' if path.exists() else 'not there'}; {_WAYS}")
-    except OSError as error:  # a folder without permission, a name that is too long
-        raise InputError(f"{path} cannot be read: {_line(error)}; mend its permissions, or give other data") from error
+    return _checked(path, arrays, classes, test_alone)
 
 
-def _official(folder: Path, download: bool) -> ImageSet:
-    # Here, because the other sources do without torch, which takes seconds to import.
-    from torchvision.datasets import CIFAR10
-
+def _official(folder: Path, download: bool) -> dict[str, np.ndarray]:
     # The constructor compares the MD5 of every file with the published one before it unpickles the first.
     try:
-        train = CIFAR10(folder, train=True, download=download)
-        test = CIFAR10(folder, train=False)
-    except (OSError, RuntimeError, HTTPException) as error:
-        if download:
-            raise InputError(f"cannot download CIFAR-10 to {folder}: {_line(error)}; {_WAYS}") from error
-        raise InputError(
-            f"a file of {folder / CIFAR10.base_folder} is missing or is not the published one (MD5); delete "
-            f"that folder and get the files again, for example with --data {DOWNLOAD}"
-        ) from error
-    return _checked(folder, train.data, np.array(train.targets), test.data, np.array(test.targets), CIFAR10_CLASSES)
+        train, test = CIFAR10(folder, download=download), CIFAR10(folder, train=False)
+    except (OSError, RuntimeError) as error:
+        why = f"the files in {folder} are not the published ones (MD5), or cannot be downloaded ({first_line(error)})"
+        raise InputError(f"{why}; delete them, then {_WAYS}") from error
+    return dict(zip(_ARRAYS, (train.data, np.array(train.targets), test.data, np.array(test.targets)), strict=True))
 
 
 def cut_official(images: ImageSet, n_train: int = 40_000) -> dict[str, np.ndarray]:
@@ -363,183 +351,143 @@ def cut_official(images: ImageSet, n_train: int = 40_000) -> dict[str, np.ndarra
     InputError
         If it has no image more than `n_train`.
     """
-    if len(images.train_labels) <= n_train:
+    if images.n_train <= n_train:
         raise InputError(
-            f"there are {len(images.train_labels):,} training images, so none is left after {n_train:,}; give the "
-            f"official files (a folder with cifar-10-batches-py, or {DOWNLOAD})"
+            f"of {images.n_train:,} training images none is left after {n_train:,}; give the official files"
         )
-    parts = {"train": slice(n_train), "test": slice(n_train, None)}
-    arrays = {f"{part}_images": images.train_images[rows] for part, rows in parts.items()}
-    arrays |= {f"{part}_labels": images.train_labels[rows] for part, rows in parts.items()}
-    return arrays | {"class_names": np.array(images.class_names)}
+    pixels, labels = images.train_images, images.train_labels
+    cut = pixels[:n_train], labels[:n_train], pixels[n_train:], labels[n_train:]
+    return dict(zip(_ARRAYS, cut, strict=True)) | {"class_names": np.array(images.class_names)}
 
 
 def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Arrays of an ``.npz`` file, ``class_names`` among them, without unpickling anything.
+    """Those of the arrays `names` that an ``.npz`` file has; ``class_names`` as a tuple of strings.
 
     Raises
     ------
     InputError
-        If the file is damaged, lacks an array, or holds Python objects.
+        If the file is damaged, lacks ``class_names``, or holds Python objects.
     """
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path} is not an .npz file, or was cut short; write it with numpy.savez")
     try:
         # Never unpickled: a pickle from elsewhere can run any code.
-        with np.load(path, allow_pickle=False) as arrays:
-            missing = [name for name in names if name not in arrays]
-            if missing:
-                raise InputError(f"{path} lacks {', '.join(missing)}; save all of {', '.join(names)}")
-            loaded = {name: np.asarray(arrays[name]) for name in names}
-    except InputError:
-        raise
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in names if name in file}
+        return arrays | {"class_names": tuple(arrays["class_names"].astype(str).tolist())}
     # What NumPy and zipfile raise depends on what is wrong: damage, encryption, compression, no room in memory.
     except Exception as error:
-        raise InputError(
-            f"{path} cannot be read: {_line(error)}; write it with numpy.savez, without object arrays"
-        ) from error
-    classes = loaded["class_names"]
-    if classes.dtype.kind != "U" or classes.ndim != 1:
-        raise InputError(
-            f"{path}: class_names is {classes.dtype} of shape {classes.shape}; give a row of strings, one a class"
-        )
-    return loaded
+        how = f"write {', '.join(names)} with numpy.savez, without object arrays"
+        raise InputError(f"{path} cannot be read ({first_line(error)}); {how}") from error
 
 
-def _from_npz(path: Path) -> ImageSet:
-    loaded = read_npz(path, _ARRAYS)
-    return _checked(path, *(loaded[name] for name in _ARRAYS[:4]), tuple(loaded["class_names"].tolist()))
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """Sorted names of the folders in `folder` that are not hidden."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return tuple(sorted(entry.name for entry in found if entry.is_dir() and entry.name[0] != "."))
 
 
-def _from_folder(folder: Path) -> ImageSet:
-    classes = _subfolders(folder / "train")
-    if _subfolders(folder / "test") != classes:
-        differ = sorted(set(classes) ^ set(_subfolders(folder / "test")))
-        raise InputError(
-            f"{folder}: train and test do not have the same class folders ({', '.join(differ[:5])}); "
-            "give both a folder for every class"
-        )
-    train, test = (_read_part(folder / part, classes) for part in ("train", "test"))
-    return _checked(folder, *train, *test, classes)
+def read_folder(
+    folder: Path, numbered: dict[str, int], side: int | None = None
+) -> tuple[np.ndarray, np.ndarray, Counter[str]]:
+    """Read ``<class>/*`` like `torchvision.datasets.ImageFolder`: its endings, its order, folders within folders.
+
+    Hidden files, among them the ``._x.png`` that macOS leaves, and folders that are no class are left out. Photographs
+    are turned as their EXIF orientation says.
+
+    Parameters
+    ----------
+    folder : path
+    numbered : dict
+        Name of a class folder -> its label.
+    side : int, optional
+        Bring images of any size to ``side`` x ``side`` pixels with a box filter. If not given, they must have one size.
+
+    Returns
+    -------
+    images : ndarray (N, H, W, 3) uint8
+    labels : ndarray (N,) int64
+    left_out : Counter
+        Reason -> number of files that were left out.
+
+    Raises
+    ------
+    InputError
+        If there is no image, one cannot be read, or their sizes differ.
+    """
+    left_out: Counter[str] = Counter()
+
+    def is_loaded(file: str) -> bool:
+        inside = Path(file).relative_to(folder).parts
+        if any(part.startswith(".") for part in inside):
+            left_out["hidden"] += 1
+        elif not has_file_allowed_extension(file, IMG_EXTENSIONS):
+            left_out["not an image by their ending"] += 1
+        elif inside[0] not in numbered:
+            left_out["of other classes"] += 1
+        else:
+            return True
+        return False
+
+    every = {name: numbered.get(name, -1) for name in class_folders(folder)}
+    samples = make_dataset(folder, every, is_valid_file=is_loaded, allow_empty=True) if every else []
+    if not samples:
+        raise InputError(f"{folder} has no image of a class; give {folder}/<class>/* ({', '.join(IMG_EXTENSIONS)})")
+    images = [_read_image(file, side) for file, _ in samples]
+    for image, (file, _) in zip(images, samples, strict=True):
+        if image.shape != images[0].shape:
+            raise InputError(f"{file} has not the size of {samples[0][0]}; bring all images to one size")
+    return np.stack(images), np.array([label for _, label in samples]), left_out
 
 
-def _subfolders(folder: Path) -> tuple[str, ...]:
-    if not folder.is_dir():
-        return ()
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
-
-
-def _read_part(folder: Path, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    files, labels = [], []
-    for label, name in enumerate(classes):
-        # Sorted, because the order in which a folder is listed differs from machine to machine.
-        found = sorted(file for file in (folder / name).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-        if not found:
-            raise InputError(f"{folder / name} has no .png, .jpg or .jpeg file; add some or remove the class")
-        files += found
-        labels += [label] * len(found)
-    if not files:
-        raise InputError(f"{folder} has no class folders; give {folder}/<class>/*.png")
-    first = read_image(files[0])
-    images = np.empty((len(files), *first.shape), np.uint8)
-    for row, file in enumerate(files):
-        image = read_image(file)
-        if image.shape != first.shape:
-            raise InputError(
-                f"{file} has {image.shape[0]}x{image.shape[1]} pixels but {files[0]} has "
-                f"{first.shape[0]}x{first.shape[1]}; bring all images to one size"
-            )
-        images[row] = image
-    return images, np.array(labels)
-
-
-def read_image(file: Path) -> np.ndarray:
-    """Pixels (H, W, 3) uint8 of a .png or .jpeg file; a grey image gets three equal channels."""
+def _read_image(file: str, side: int | None) -> np.ndarray:
     try:
         with Image.open(file) as image:
             if image.mode.startswith(("I", "F")):
-                raise InputError(f"{file} has more than 8 bits a channel; save it with 8")
-            return np.asarray(image.convert("RGB"))
-    except InputError:
-        raise
+                raise ValueError("more than 8 bits a channel")
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            return np.asarray(upright.resize((side, side), Image.Resampling.BOX) if side else upright)
     # What Pillow raises for a damaged file depends on the format.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{file} cannot be read as image: {_line(error)}; replace or remove it") from error
+        raise InputError(f"{file} cannot be read as image ({first_line(error)}); replace or remove it") from error
 
 
-def _checked(source: Path, train_images, train_labels, test_images, test_labels, classes) -> ImageSet:
+def _checked(source: Path, arrays: dict[str, np.ndarray], classes: tuple[str, ...], test_alone: bool) -> ImageSet:
     """An image set of arrays that came from `source`, if they are sound."""
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise InputError(f"{source}: class_names must be two or more different names, not {list(classes)}")
-    for part, images, labels in (("train", train_images, train_labels), ("test", test_images, test_labels)):
-        check_images(f"{source}: {part}_images", images)
-        _check_labels(f"{source}: {part}_labels", labels, len(images), classes)
-    if train_images.shape[1:] != test_images.shape[1:]:
-        raise InputError(
-            f"{source}: train_images are {train_images.shape[1:]} but test_images {test_images.shape[1:]}; "
-            "bring all images to one size"
-        )
-    return ImageSet(
-        # The published constants belong to the ten classes, wherever the file lies.
-        name="cifar10" if set(classes) == set(CIFAR10_CLASSES) else source.resolve().stem,
-        train_images=np.ascontiguousarray(train_images),
-        train_labels=train_labels.astype(np.int64),
-        test_images=np.ascontiguousarray(test_images),
-        test_labels=test_labels.astype(np.int64),
-        class_names=classes,
-        flip=True,
-    )
+    if test_alone and "test_images" in arrays:
+        arrays = {"train_images": arrays["test_images"][:0], "train_labels": np.empty(0, np.int64)} | arrays
+    if missing := [name for name in _ARRAYS if name not in arrays]:
+        raise InputError(f"{source} lacks {', '.join(missing)}; {_WAYS}")
+    for part in ("train", "test"):
+        labels = arrays[f"{part}_labels"]
+        check_arrays(f"{source}, {part}", arrays[f"{part}_images"], labels, classes)
+        if not test_alone and (absent := set(range(len(classes))) - set(labels.tolist())):
+            raise InputError(f"{source}, {part}: no image of class {classes[min(absent)]!r}; add some or drop it")
+    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
+        raise InputError(f"{source}: train_images and test_images differ in size; bring all images to one size")
+    # The published constants belong to the ten classes, wherever the file lies.
+    name = "cifar10" if set(classes) == set(CIFAR10_CLASSES) else source.resolve().stem
+    sound = [arrays[each].astype(np.int64 if "labels" in each else np.uint8, order="C", copy=False) for each in _ARRAYS]
+    return ImageSet(name, *sound, classes, flip=True)
 
 
-def check_images(what: str, images: np.ndarray) -> None:
-    """Refuse what is no stack of images (N, H, W, 3) uint8 that the networks take; `what` is its name."""
-    if images.dtype != np.uint8:
-        raise InputError(f"{what} is {images.dtype}; save whole pixel values 0 to 255 as uint8")
-    if images.ndim != 4 or images.shape[3] != 3:
-        raise InputError(f"{what} has shape {images.shape}; give (images, height, width, 3)")
-    if images.size == 0:
-        raise InputError(f"{what} has shape {images.shape}; give at least one image of each class")
-    if images.shape[1] % SIZE_MULTIPLE or images.shape[2] % SIZE_MULTIPLE:
-        raise InputError(f"{what} has shape {images.shape}; height and width: multiples of {SIZE_MULTIPLE}")
-
-
-def _check_labels(what: str, labels: np.ndarray, n: int, classes: tuple[str, ...]) -> None:
-    if labels.dtype.kind not in "iu":
-        raise InputError(f"{what} is {labels.dtype}; save whole numbers 0 to {len(classes) - 1} (int64)")
-    if labels.shape != (n,):
-        raise InputError(f"{what} has shape {labels.shape} but there are {n} images; give one label an image")
-    if labels.min() < 0 or labels.max() >= len(classes):
-        raise InputError(
-            f"{what} goes from {labels.min()} to {labels.max()} but there are {len(classes)} class_names; "
-            f"use 0 to {len(classes) - 1}"
-        )
-    missing = np.setdiff1d(np.arange(len(classes)), labels)
-    if len(missing):
-        raise InputError(f"{what} has no image of class {classes[missing[0]]!r}; add some or drop the class")
+def check_arrays(what: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> None:
+    """Refuse what is no images (N, H, W, 3) uint8 that the networks take, with a label of `classes` for each."""
+    h, w = images.shape[1:3] if images.ndim == 4 else (0, 0)
+    if images.dtype != np.uint8 or not h * w or images.shape[3] != 3 or h % SIZE_MULTIPLE or w % SIZE_MULTIPLE:
+        form = f"uint8 (images, height, width, 3), height and width multiples of {SIZE_MULTIPLE}"
+        raise InputError(f"{what}: images are {images.dtype} {images.shape}; give {form}")
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise InputError(f"{what}: labels are {labels.dtype} {labels.shape}; give a whole number for each image")
+    if len(labels) and (labels.min() < 0 or labels.max() >= len(classes)):
+        raise InputError(f"{what}: labels go from {labels.min()} to {labels.max()}; use 0 to {len(classes) - 1}")
 
 
 def _digits() -> ImageSet:
-    bunch = load_digits()
+    pixels, labels = load_digits(return_X_y=True)
     # 16x16 leaves 2x2 after the network's three halvings; 8x8 would leave a single cell.
-    small = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    grey = np.stack([np.asarray(Image.fromarray(image).resize((16, 16), Image.BILINEAR)) for image in small])
-    images = np.repeat(grey[..., None], 3, axis=3)
-    train, test = train_test_split(
-        np.arange(len(images)), test_size=0.25, stratify=bunch.target, random_state=_DIGITS_SEED
-    )
-    train, test = np.sort(train), np.sort(test)
-    labels = bunch.target.astype(np.int64)
-    return ImageSet(
-        name="digits",
-        train_images=images[train],
-        train_labels=labels[train],
-        test_images=images[test],
-        test_labels=labels[test],
-        class_names=tuple(str(digit) for digit in bunch.target_names),
-        flip=False,
-    )
-
-
-def _line(error: Exception) -> str:
-    """The error's text on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    small = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    large = (Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR).convert("RGB") for image in small)
+    images, labels, rows = np.stack([np.asarray(image) for image in large]), labels.astype(np.int64), range(len(labels))
+    train, test = map(np.sort, train_test_split(rows, test_size=0.25, stratify=labels, random_state=0))
+    return ImageSet("digits", images[train], labels[train], images[test], labels[test], tuple("0123456789"), flip=False)

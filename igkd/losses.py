@@ -44,17 +44,23 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     ``size_average=False`` and divides it by B, which is the same number. With the paper's alpha = 0.01
     and T = 2.5 it is weighed by alpha * T^2 = 0.0625 against 0.99 of cross-entropy.
 
-    Lower precision than float32 is raised to float32 before the softmax.
+    Lower precision than float32 is raised to float32 before the softmax. Above T = 20 float64 is needed: the loss is T^2
+    times the tiny difference of two nearly uniform distributions. A class whose teacher logit is -inf has p = 0, so its
+    term is 0.
 
     References
     ----------
     Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", arXiv 1503.02531, 2015.
     """
-    if not temperature > 0:
-        raise InputError(f"temperature is {temperature}; give a number above 0")
+    if not 0 < temperature < np.inf:
+        raise InputError(f"temperature is {temperature}; give a finite number above 0")
     _same_shape(student_logits, teacher_logits, "logits")
-    log_p = F.log_softmax(_at_least_float32(teacher_logits) / temperature, dim=1)
-    log_q = F.log_softmax(_at_least_float32(student_logits) / temperature, dim=1)
+    least = torch.float64 if temperature > 20 else torch.float32
+    log_p, log_q = (
+        F.log_softmax(logits.to(torch.promote_types(logits.dtype, least)) / temperature, dim=1)
+        for logits in (teacher_logits, student_logits)
+    )
+    log_p = log_p.clamp_min(torch.finfo(log_p.dtype).min)  # 0 * -inf would not be a number
     return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
@@ -71,6 +77,11 @@ def attention_map(activation: Tensor) -> Tensor:
         Non-negative rows of unit length (a row of zeros where the whole activation is 0); float32 for lower
         precisions.
 
+    Raises
+    ------
+    InputError
+        If the activation has another number of dimensions.
+
     Notes
     -----
     This is Zagoruyko and Komodakis' F^2 map; they sum over channels and their code takes the mean, as the
@@ -81,6 +92,8 @@ def attention_map(activation: Tensor) -> Tensor:
     ----------
     Zagoruyko, Komodakis, "Paying more attention to attention", ICLR 2017, arXiv 1612.03928.
     """
+    if activation.dim() != 4:
+        raise InputError(f"activation is {tuple(activation.shape)}; give (B, C, H, W)")
     return F.normalize(_at_least_float32(activation).square().mean(1).flatten(1), dim=1)
 
 

@@ -1,12 +1,16 @@
 """What a training is (`Run`), what came out of it (`Record`), and where records are kept (`Store`)."""
 
+import base64
 import dataclasses
 import hashlib
 import json
 import os
+import subprocess
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -157,9 +161,11 @@ class Record:
     outcome : dict
         Equal for equal runs on the same machine: ``accuracy``, ``balanced_accuracy``, ``kappa``,
         ``per_class_accuracy``, ``loss``, ``n_test``, ``n_train``, ``history`` (one dict an epoch), ``weights``
-        (digest), ``teacher_weights`` (digest or None). Accuracies are fractions, of the last epoch.
+        (digest), ``teacher_weights`` (digest or None), ``predictions`` (class of every scored image, see
+        `unpack_predictions`). Accuracies are fractions, of the last epoch.
     provenance : dict
-        ``data`` (name), ``seconds``, ``machine``, ``versions``: differ from machine to machine.
+        ``data`` (name), ``seconds``, ``machine``, ``versions``, ``code`` (see `code_version`): differ from machine to
+        machine.
     """
 
     run: Run
@@ -174,7 +180,7 @@ class Record:
     def to_json(self) -> str:
         """One JSON object, keys sorted."""
         fields = {"key": self.key, "training_version": TRAINING_VERSION} | dataclasses.asdict(self)
-        return json.dumps(fields, indent=1, sort_keys=True) + "\n"
+        return json.dumps(fields | {"digest": _digest(fields)}, indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
@@ -190,9 +196,40 @@ class Record:
     @classmethod
     def _from_fields(cls, fields: dict) -> "Record":
         record = cls(Run.from_dict(fields["run"]), fields["outcome"], fields["provenance"])
+        # Records of the first edition have no digest.
+        if "digest" in fields and fields["digest"] != _digest(fields):
+            raise ValueError("its content is not what was written: the digest does not fit")
         if fields["training_version"] == TRAINING_VERSION and fields["key"] != record.key:
             raise ValueError(f"its key {fields['key']} does not fit its description ({record.key})")
         return record
+
+
+def _digest(fields: dict) -> str:
+    """First 16 hex digits of a SHA-256 over everything in a record but the digest itself."""
+    text = json.dumps({name: value for name, value in fields.items() if name != "digest"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def pack_predictions(classes: np.ndarray) -> str:
+    """Predicted classes (N,), below 256, as text: about half a byte an image."""
+    return base64.b64encode(zlib.compress(classes.astype(np.uint8).tobytes(), 9)).decode()
+
+
+def unpack_predictions(text: str) -> np.ndarray:
+    """Inverse of `pack_predictions`: (N,) uint8."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+
+
+@cache
+def code_version() -> dict:
+    """``commit`` of the code and whether it was ``dirty`` (changed since); None where there is no git checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": bool(changed.strip())}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -271,9 +308,12 @@ class Store:
         InputError
             If the file of this name is no record, or the record of another run.
         """
-        for path in sorted(self.root.glob(f"*/{key}.json")):
-            return self._read(path)
-        return None
+        paths = sorted(self.root.glob(f"*/{key}.json"))
+        found = [self._read(path) for path in paths]
+        for path, twin in zip(paths[1:], found[1:]):
+            if twin.outcome != found[0].outcome:
+                raise InputError(f"{path} and {paths[0]} are records of one run and differ; delete the wrong one")
+        return found[0] if found else None
 
     def keys(self) -> set[str]:
         """Keys of all records here."""

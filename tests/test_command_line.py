@@ -166,17 +166,6 @@ def test_a_cut_for_which_there_is_no_room_leaves_nothing(many, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_readme_says_in_a_line_what_is_damaged(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("igkd.__main__.ROOT", tmp_path)
-    text = "<!-- findings -->\n<!-- end -->\n"
-    (tmp_path / "README.md").write_text(text)
-    (tmp_path / "records" / "arms").mkdir(parents=True)
-    (tmp_path / "records" / "arms" / "0123456789abcdef.json").write_text("{")
-    assert main(["readme"]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
-    assert (tmp_path / "README.md").read_text() == text
-
-
 @pytest.mark.parametrize(
     "program",
     [
@@ -201,7 +190,7 @@ def test_a_reader_that_has_gone_is_no_error(many, program):
 
 def test_ctrl_c_is_one_line():
     code = (
-        "import sys, time; from igkd.__main__ import exit_code\n"
+        "import sys, time; from igkd.errors import exit_code\n"
         "def work(): print('works', flush=True); time.sleep(600)\n"
         "sys.exit(exit_code('igkd', work))"
     )
@@ -216,7 +205,7 @@ def test_ctrl_c_is_one_line():
     )
     assert process.stdout.readline() == "works\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate()[1] == "\nstopped; the same command starts again\n"
+    assert process.communicate()[1] == "igkd: stopped; finished runs are kept, and the same command goes on\n"
     assert process.returncode == 130
 
 

@@ -6,8 +6,8 @@ import psutil
 import pytest
 import torch
 
-from igkd import experiments, runs
-from igkd.engine import Study, differences
+from igkd import experiments
+from igkd.engine import Study
 from igkd.errors import InputError, TrainingError
 from igkd.experiments import Planned
 from igkd.images import Subset
@@ -52,25 +52,6 @@ def planned(*seeds):
     return [Planned("arms", {"arm": "Student", "seed": seed}, small_run(IMAGES, seed=seed)) for seed in seeds]
 
 
-def test_differences_name_the_changed_fields():
-    now = replace(RUN, recipe=replace(RECIPE, lr=0.1), subset=Subset(fraction=0.5))
-    assert differences(now, [record(RUN)]) == {"recipe.lr": (0.05, 0.1), "subset.fraction": (1.0, 0.5)}
-
-
-def test_differences_are_from_the_most_similar_record():
-    near, far = replace(RUN, seed=1), replace(RUN, seed=1, data="other", architecture=Architecture(15))
-    for records in ([record(near), record(far)], [record(far), record(near)]):
-        assert differences(RUN, records) == {"seed": (1, 0)}
-    assert differences(RUN, []) == {}
-
-
-def test_a_run_recorded_by_older_training_code_differs_in_nothing(monkeypatch):
-    records = [record(RUN), record(replace(RUN, seed=1))]
-    monkeypatch.setattr(runs, "TRAINING_VERSION", 2)
-    for order in (records, records[::-1]):
-        assert differences(RUN, order) == {}
-
-
 def test_a_run_learns_from_the_teacher_that_it_names(small_study):
     teachers = {key: small_teacher(IMAGES, seed) for seed, key in enumerate(("one", "another"))}
     for key, teacher in teachers.items():
@@ -83,13 +64,6 @@ def test_a_run_learns_from_the_teacher_that_it_names(small_study):
             small_study.signals(run).logits, predict(teacher.model, IMAGES.train_images, COMPUTE)
         )
         assert small_study.train(run).outcome["teacher_weights"] == state_digest(teacher.model)
-
-
-def test_differences_name_a_teacher_that_came_or_went():
-    taught = small_run(IMAGES, Method(alpha=0.5))
-    changed = differences(taught, [record(RUN)])
-    assert changed["method.alpha"] == (0.0, 0.5)
-    assert changed["signals.teacher"] == (None, "a teacher")
 
 
 def test_planned_runs_start_with_the_teacher_and_go_round_the_seeds(study):
@@ -340,9 +314,11 @@ def test_a_student_is_the_network_that_its_record_describes(small_study):
 
 
 def test_a_long_training_is_not_repeated_for_its_weights(small_study):
-    long = replace(RUN, recipe=replace(RECIPE, num_epochs=10**7))
-    small_study.store.add(record(long), "arms")
-    assert small_study.student(long) is None
+    small_study.ensure(planned(0))
+    kept = small_study.store.find(RUN.key)
+    small_study.store.add(replace(kept, provenance=kept.provenance | {"seconds": 3600.0}), "arms")
+    small_study.store.weights_path(RUN.key).unlink()
+    assert small_study.student(RUN) is None
 
 
 def test_epochs_are_rows_with_the_labels_of_their_run(small_study):

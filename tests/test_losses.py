@@ -7,6 +7,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, rel_entr, softmax
 from torch.nn import functional as F
 
+from igkd.augment import draw, overlay
 from igkd.errors import InputError
 from igkd.losses import attention_loss, attention_map, distillation_loss, fitted_loss
 
@@ -21,6 +22,30 @@ def test_distillation_loss_of_two_classes_worked_by_hand():
     student = torch.tensor([[5.0, 5.0]])
     expected = 2**2 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5))
     assert float(distillation_loss(student, teacher, 2.0)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_distillation_loss_is_accurate_at_any_temperature():
+    """For T to infinity it tends to the variance of the difference of the logits over the classes, over 2."""
+    student, teacher = logits(6, 10, 0).float(), logits(6, 10, 1).float()
+    limit = float((student - teacher).double().var(1, correction=0).mean() / 2)
+    for temperature in (1e4, 1e6):
+        assert float(distillation_loss(student, teacher, temperature)) == pytest.approx(limit, rel=1e-3)
+
+
+def test_a_class_that_the_teacher_excludes_has_probability_zero():
+    student, teacher = logits(3, 5, 0), logits(3, 5, 1)
+    teacher[:, 2] = -math.inf
+    student.requires_grad_()
+    loss = distillation_loss(student, teacher, 2.5)
+    p, q = softmax(teacher.numpy() / 2.5, 1), softmax(student.detach().numpy() / 2.5, 1)
+    assert loss.item() == pytest.approx(2.5**2 * rel_entr(p, q).sum() / 3)
+    loss.backward()
+    np.testing.assert_allclose(student.grad, 2.5 / 3 * (q - p), atol=1e-12)
+
+
+def test_what_is_no_activation_is_refused():
+    with pytest.raises(InputError):
+        attention_map(torch.ones(3, 4, 4))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5, 20.0])
@@ -105,7 +130,7 @@ def test_what_is_of_different_shapes_is_not_compared(loss, student, teacher):
         assert str(first) in str(caught.value) and str(second) in str(caught.value)
 
 
-@pytest.mark.parametrize("temperature", [0, 0.0, -1.0, math.nan])
+@pytest.mark.parametrize("temperature", [0, -1.0, math.nan, math.inf])
 def test_a_temperature_that_softens_nothing_is_refused(temperature):
     with pytest.raises(InputError, match="temperature"):
         distillation_loss(logits(2, 3, 0), logits(2, 3, 1), temperature)
@@ -163,3 +188,9 @@ def test_a_hopeless_teacher_is_refused():
     for gap, alpha, temperature in ((-1, 0.1, 3), (6, 0.0, 3), (6, 0.1, 0)):
         with pytest.raises(InputError, match="give gap >= 0"):
             fitted_loss(gap, alpha, temperature, permuted=True)
+
+
+def test_maps_below_zero_are_not_overlaid():
+    drawn = draw(2, torch.Generator(), padding=0, mirror=False, overlay_prob=1.0)
+    with pytest.raises(InputError, match="negative"):
+        overlay(torch.rand(2, 3, 4, 4), torch.rand(2, 4, 4) - 0.9, drawn)

@@ -10,9 +10,9 @@ import nbformat
 import pytest
 
 from igkd.experiments import NOTEBOOKS as EXPERIMENTS
-from igkd.notebooks import NEEDS_IMAGES
 
 ROOT = Path(__file__).resolve().parent.parent
+NEEDS_IMAGES = "needs-images"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -92,9 +92,7 @@ def test_the_demo_executes_every_notebook(demo):
 def test_nothing_is_trained_a_second_time(demo):
     second = demo[1].stdout
     assert demo[1].returncode == 0, demo[1].stderr[-2000:]
-    for path in NOTEBOOKS:
-        row = next(line.split() for line in reversed(second.splitlines()) if line.startswith(path.stem))
-        assert row[2] == "0", row  # trained
+    assert "\n0 runs trained, " in second
 
 
 def test_figures_name_the_records_they_were_drawn_from(demo):

@@ -4,6 +4,7 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from igkd import runs
@@ -11,7 +12,7 @@ from igkd.errors import InputError
 from igkd.images import Subset
 from igkd.methods import Method, Recipe
 from igkd.models import Architecture, pack_weights
-from igkd.runs import Record, Run, SignalSpec, Store, write_atomically
+from igkd.runs import Record, Run, SignalSpec, Store, pack_predictions, unpack_predictions, write_atomically
 
 RUN = Run(
     data="0123456789abcdef",
@@ -208,6 +209,35 @@ def test_a_damaged_record_is_named(tmp_path, damage):
         with pytest.raises(InputError, match=RUN.key) as caught:
             read()
         assert "\n" not in str(caught.value)
+
+
+def test_what_was_changed_in_a_record_is_found_whatever_it_is(tmp_path):
+    kept = store(tmp_path)
+    path = kept.add(record(), "arms")
+    text = path.read_text()
+    fields = json.loads(text)
+    for part in ("outcome", "provenance"):
+        path.write_text(json.dumps(fields | {part: fields[part] | {"accuracy": 500}}))
+        with pytest.raises(InputError):
+            kept.find(RUN.key)
+    path.write_text(text)
+    assert kept.find(RUN.key) == record()
+
+
+def test_two_records_of_one_run_that_differ_are_refused(tmp_path):
+    kept = store(tmp_path)
+    kept.add(record(), "arms")
+    kept.add(record(), "search")
+    assert kept.find(RUN.key) == record()
+    kept.add(dataclasses.replace(record(), outcome=record().outcome | {"accuracy": 0.0}), "search")
+    with pytest.raises(InputError):
+        kept.find(RUN.key)
+
+
+def test_predictions_take_half_a_byte_an_image_and_come_back():
+    classes = np.random.default_rng(0).integers(0, 10, 10_000)
+    text = pack_predictions(classes)
+    assert np.array_equal(unpack_predictions(text), classes) and len(text) < 7000
 
 
 def test_a_copy_of_a_record_under_the_name_of_another_run_is_refused(tmp_path):

@@ -46,7 +46,16 @@ def environment():
 
 def test_the_environment_has_the_pins_of_the_package(environment, requirements):
     (by_pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    assert sorted(by_pip) == sorted([*requirements, "-e ."])
+    assert sorted(by_pip) == sorted([*requirements, "-e .", "-c constraints.txt"])
+
+
+def test_the_constraints_are_exact_and_allowed(requirements):
+    """One version of everything that is declared, and of nothing else."""
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    exact = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    allowed = {canonicalize_name(each.name): each.specifier for each in map(Requirement, requirements)}
+    assert exact.keys() == allowed.keys()
+    assert not {name: version for name, version in exact.items() if version not in allowed[name]}
 
 
 def test_the_environment_takes_a_python_that_the_package_allows(environment, project):
@@ -88,7 +97,7 @@ def imported(paths):
 @pytest.mark.parametrize(
     ("paths", "extras", "least"),
     [
-        ([ROOT / "run_all.py", *(ROOT / "igkd").glob("*.py")], ("cluster",), {"torch", "sklearn", "ray", "ipykernel"}),
+        ([ROOT / "run_all.py", *(ROOT / "igkd").glob("*.py")], ("cluster",), {"torch", "sklearn", "ray", "papermill"}),
         ((ROOT / "tests").glob("*.py"), ("cluster", "test"), {"pytest", "yaml"}),
     ],
     ids=["the program", "its tests"],

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,16 +14,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
-from PIL import Image
 
 from igkd import experiments
 from igkd.engine import Study
 from igkd.errors import InputError, MissingImages
 from igkd.images import CIFAR10_CLASSES
-from igkd.notebooks import NEEDS_IMAGES, Notebook, execute
 from test_engine import record
 
 ROOT = Path(__file__).resolve().parent.parent
+RUN_ALL = runpy.run_path(str(ROOT / "run_all.py"))
+NEEDS_IMAGES, execute = RUN_ALL["NEEDS_IMAGES"], RUN_ALL["execute"]
+KERNEL = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
 N_TRAIN, N_TEST = 40, 20
 
 
@@ -102,15 +104,14 @@ def test_cells_that_need_the_images_are_skipped(tmp_path, profile, kept):
         new_code_cell("print('from records')", outputs=[old]),
     ]
     path = tmp_path / "00_x.ipynb"
-    nbformat.write(new_notebook(cells=cells, metadata={"profile": "laptop"}), path)
+    nbformat.write(new_notebook(cells=cells, metadata={"profile": "laptop"} | KERNEL), path)
     copy = tmp_path / "copy.ipynb"
-    done = execute(Notebook(path), copy, {"profile": profile}, tmp_path, with_images=False)
-    assert done.error is None
+    assert execute(path, copy, {"profile": profile}, with_images=False) == ""
     skipped, drawn = nbformat.read(copy, 4).cells[-2:]
     assert "needs the images" in skipped.outputs[0].text and "README" in skipped.outputs[0].text
     assert skipped.outputs[1:] == [old] * kept
     assert [shown.text for shown in drawn.outputs] == ["from records\n"]
-    assert execute(Notebook(path), copy, {"profile": profile}, tmp_path).error.startswith("ValueError")
+    assert execute(path, copy, {"profile": profile}).startswith("failed: ValueError")
 
 
 @pytest.fixture(scope="module")
@@ -136,48 +137,9 @@ def run_all(folder, *arguments):
     )
 
 
-def test_a_notebook_comes_out_as_in_the_repository(checkout):
-    done = run_all(checkout, "--only", "01")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "CIFAR-10 is not here" in done.stdout
-    name = "01_teacher.ipynb"
-    published, executed = (
-        nbformat.read(folder / name, 4) for folder in (ROOT / "notebooks", checkout / "build" / "laptop" / "notebooks")
-    )
-    again = {cell.id: cell for cell in executed.cells}
-    for cell in published.cells:
-        if cell.cell_type == "code" and cell.metadata.get("tags") != ["parameters"]:
-            mine, theirs = (
-                [shown.text for shown in one.outputs if shown.output_type == "stream"] for one in (cell, again[cell.id])
-            )
-            skipped = NEEDS_IMAGES in cell.metadata.get("tags", ())
-            assert theirs[skipped:] == mine, cell.source
-    drawn = sorted((checkout / "build" / "laptop" / "figures").glob("*.png"))
-    assert len(drawn) == 2
-    for path in drawn:
-        with Image.open(path) as here, Image.open(ROOT / "figures" / path.name) as there:
-            assert here.text == there.text, path.name
-
-
 def test_nothing_is_forgotten_that_could_not_be_trained_again(checkout):
     before = sorted((checkout / "records").rglob("*.json"))
     done = run_all(checkout, "--only", "05", "--force")
     assert done.returncode == 2
     assert re.fullmatch(r"run_all.py: no CIFAR-10 here; .*\n", done.stderr)
     assert sorted((checkout / "records").rglob("*.json")) == before
-
-
-def test_a_run_that_is_not_recorded_stops_its_own_notebook_alone(checkout):
-    study = Study("laptop", device="cpu", root=checkout)
-    for item in study.planned(["02"]):
-        (path,) = study.store.root.glob(f"*/{item.run.key}.json")
-        if path.parent.name == "steps":  # which no other of these notebooks has
-            path.unlink()
-            break
-    done = run_all(checkout, "--only", "01", "02")
-    assert done.returncode == 1, done.stderr[-2000:]
-    said = {line.split(":")[0]: line for line in done.stdout.splitlines() if ": " in line}
-    assert said["01_teacher"].startswith("01_teacher: ok")
-    assert said["02_integrated_gradients"].startswith("02_integrated_gradients: failed")
-    assert "MissingImages: no CIFAR-10 here; " in said["02_integrated_gradients"]
-    assert "Traceback" not in done.stdout + done.stderr

@@ -1,23 +1,108 @@
-"""Exported networks, against PyTorch."""
+"""What networks cost, against closed forms and published counts; exported networks, against PyTorch."""
 
 from dataclasses import replace
 
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 import torch
 
 from igkd.__main__ import main
-from igkd.deploy import compare_runtimes, export_onnx, onnx_call, predict_onnx, quantize
+from igkd.costs import (
+    Measurements,
+    compare_runtimes,
+    export_onnx,
+    latency,
+    multiply_accumulates,
+    predict_onnx,
+    quantize,
+    read_measurement,
+    sizes,
+    steady_state,
+)
 from igkd.engine import Study
 from igkd.errors import InputError
 from igkd.experiments import PROFILES, Planned
-from igkd.images import CIFAR10_CLASSES, Subset, load_images
-from igkd.models import load_weights
+from igkd.images import CIFAR10_CLASSES, Subset, as_input, load_images
+from igkd.models import Architecture, MobileNetV2, load_weights
 from igkd.runs import Store
-from igkd.signals import as_input
 from igkd.training import train
 from small import COMPUTE, RECIPE, small_images, small_run
+
+
+@pytest.mark.parametrize(("cut", "millions"), [(0, 88.0), (5, 58.7), (17, 1.70)])
+def test_published_counts_of_operations(cut, millions):
+    assert multiply_accumulates(MobileNetV2(10, cut), (32, 32)) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_costs_of_networks_are_the_published_ones():
+    table = sizes([Architecture(), Architecture(5)])
+    assert list(table.parameters) == [2_236_682, 543_498]
+    assert list(table["compression factor"]) == pytest.approx([1, 4.1153], abs=1e-4)
+    assert list(table["weights (kB)"]) == pytest.approx([8737.04 * 1.024, 2123.04 * 1.024], abs=0.01)
+    assert list(table["MAC ratio"]) == pytest.approx([1, 1.50], abs=0.005)
+
+
+def test_ratios_are_taken_within_a_round():
+    """A machine that becomes ten times slower half way: the ratio of paired calls does not notice."""
+    now, slow = [0.0], [1.0]
+
+    def takes(seconds):
+        def call():
+            slow[0] *= 1.0 if now[0] < 40 else 10.0 / slow[0]
+            now[0] += slow[0] * seconds
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("igkd.costs.time.perf_counter", lambda: now[0])
+        table = latency({"teacher": takes(3.0), "student": takes(1.0)}, repetitions=20, warm_up=0)
+    assert table.ratio.to_list() == pytest.approx([1, 3])
+    assert table.loc["student", ["ratio_low", "ratio_high"]].to_list() == pytest.approx([3, 3])
+    assert table.loc["teacher", "low"] < table.loc["teacher", "high"]
+
+
+def test_latencies_are_kept_with_their_machine(tmp_path):
+    table = steady_state([Architecture(17), Architecture(17, 0.5)], {1: 6, 2: 7}, size=(8, 8))
+    assert (
+        list(table.batch_size) == [1, 1, 2, 2] and list(table.width) == [1, 0.5] * 2 and list(table.n) == [6, 6, 7, 7]
+    )
+    path, machine = tmp_path / "new" / "latency-demo.json", {"name": "a machine", "threads": 1}
+    kept = Measurements(path, machine).once("steady_state", {"networks": 2}, lambda: table)
+    pd.testing.assert_frame_equal(kept, table)
+    again, where = read_measurement(path, "steady_state")
+    assert where == machine
+    pd.testing.assert_frame_equal(again, table)
+    with pytest.raises(InputError, match="no measurement first_calls"):
+        read_measurement(path, "first_calls")
+
+
+def test_what_is_kept_is_not_measured_again(tmp_path):
+    """Other things, another machine: measured; the same: kept, beside the other tables."""
+    numbers, path = iter(range(10)), tmp_path / "measured.json"
+
+    def once(name="a", of=3, machine="m"):
+        table = Measurements(path, {"name": machine}).once(
+            name, {"of": (of, None)}, lambda: pd.DataFrame([{"n": next(numbers)}])
+        )
+        return int(table.n.iloc[0])
+
+    assert [once(), once(), once("b"), once(), once(of=4), once(of=4), once("b")] == [0, 0, 1, 0, 2, 2, 1]
+    assert [once(machine="other", of=4), once("b", machine="other"), once("b")] == [3, 4, 5]
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"steady_state": [{"n": 1}], "machine": {}}', "[1]"])
+def test_damaged_measurements_are_one_line(tmp_path, content):
+    path = tmp_path / "latency-demo.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match="holds no measurements"):
+        read_measurement(path, "steady_state")
+    with pytest.raises(InputError, match="holds no measurements"):
+        Measurements(path, {"name": "m"}).once("steady_state", {"n": 1}, pd.DataFrame)
+
+
+# Exported networks
 
 IMAGES = small_images(n_train=200, n_test=100)
 
@@ -64,11 +149,6 @@ def test_eight_bits_keep_the_answers_and_shrink_the_file(model, exported, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
 
 
-def test_a_call_runs_the_file(model, exported):
-    (logits,) = onnx_call(exported, as_input(IMAGES.test_images[:3]), threads=1)()
-    np.testing.assert_allclose(logits, logits_of(model, IMAGES.test_images[:3]), rtol=1e-3, atol=1e-3)
-
-
 def test_runtimes_are_compared_on_the_same_images(model, tmp_path):
     table = compare_runtimes({"student": model}, IMAGES, {1: 6, 5: 7}, tmp_path)
     assert list(zip(table.batch_size, table.n)) == [(1, 6), (5, 7)] * 3
@@ -80,17 +160,6 @@ def test_runtimes_are_compared_on_the_same_images(model, tmp_path):
     np.testing.assert_allclose(torch_s.ratio, 1)
     np.testing.assert_allclose(onnx_s.ratio, 1)
     assert (table["low"] <= table["median"]).all() and (table["median"] <= table["high"]).all()
-
-
-def test_a_file_that_is_no_network_is_one_line(tmp_path):
-    (tmp_path / "x.onnx").write_bytes(b"no network")
-    with pytest.raises(InputError, match="cannot be opened by ONNX Runtime"):
-        predict_onnx(tmp_path / "x.onnx", IMAGES.test_images)
-
-
-def test_a_run_without_weights_is_one_line(capsys):
-    assert main(["export", "--run", "0" * 16, "--onnx", "never.onnx"]) == 2
-    assert capsys.readouterr().err.startswith("igkd: there are no weights of the run 0000000000000000 ")
 
 
 @pytest.fixture(scope="module")
@@ -124,14 +193,3 @@ def test_a_run_of_each_profile_is_exported(profile, cifar10, tmp_path, monkeypat
     assert f"{record.outcome['n_test']} of {record.provenance['data']} (fingerprint {record.run.data})" in said
     assert f"{record.outcome['accuracy']:.2%} by PyTorch" in said
     assert onnx.load(tmp_path / "x.onnx").graph.node
-
-
-def test_a_run_of_other_images_is_not_exported(cifar10, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("igkd.engine.REPOSITORY", tmp_path)
-    command, record = exported_run("laptop", cifar10, tmp_path / "x.onnx")
-    with np.load(cifar10) as arrays:
-        few = {name: arrays[name] if name == "class_names" else arrays[name][:100] for name in arrays}
-    np.savez(tmp_path / "few.npz", **few)  # fewer than the profile takes
-    assert main([*command, "--data", str(tmp_path / "few.npz")]) == 2
-    assert f"with the fingerprint {record.run.data}, not of cifar10 with " in capsys.readouterr().err
-    assert not (tmp_path / "x.onnx").exists()

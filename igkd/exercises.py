@@ -1,0 +1,325 @@
+"""Tells a student whether the answer to an exercise of the notebooks is right, and if not, which way to look.
+
+``print(check("03.1", kd_loss))`` in a notebook; exercises that are not in `EXERCISES` are open. Each is a function that
+returns the answer as numbers, the truth, and hints: ``{hint: what comes out of the mistake}``.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import integrate, stats
+from statsmodels.stats.power import TTestIndPower, TTestPower
+from torch.nn import functional as F
+
+from igkd.errors import InputError
+from igkd.losses import attention_map, distillation_loss
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of an answer; `right` is None if there is no answer yet."""
+
+    exercise: str
+    right: bool | None
+    said: str
+
+    def __str__(self) -> str:
+        return f"{self.exercise}: {self.said}"
+
+
+class Hint(Exception):
+    """The answer cannot be compared with the truth; the text says why."""
+
+
+#: Number -> what to hand in; the function, which takes the answer and by keyword what else of the notebook it needs; how
+#: far numbers may be from the truth, as a share of it.
+EXERCISES: dict[str, tuple[str, Callable, float]] = {}
+
+
+def check(exercise: str, answer, **given) -> Verdict:
+    """Is this the right answer?
+
+    Parameters
+    ----------
+    exercise : str
+        Its number, for example ``"03.1"``: the first exercise of notebook 03.
+    answer
+        What the exercise asks for. ``...`` or None: not answered yet.
+    **given
+        What the check needs of the notebook, as in the cell below its exercises.
+
+    Raises
+    ------
+    InputError
+        If there is no check of this number, or something else is given than it needs.
+    """
+    if exercise not in EXERCISES:
+        raise InputError(f"exercise {exercise} has no check; those that have one are {', '.join(sorted(EXERCISES))}")
+    asked, judge, rtol = EXERCISES[exercise]
+    needed = list(inspect.signature(judge).parameters)[1:]
+    if set(given) != set(needed):
+        besides = ", ".join(f"{name}={name}" for name in needed) or "nothing"
+        raise InputError(f"the check of {exercise} needs, besides the answer, {besides}")
+    if answer is None or answer is ...:
+        return Verdict(exercise, None, f"not answered yet; hand in {asked}")
+    try:
+        hint = _compare(*judge(answer, **given), rtol)
+    except Hint as raised:
+        hint = str(raised)
+    return Verdict(exercise, hint is None, f"not right: {hint}" if hint else "right")
+
+
+def _compare(answer, truth, hints: dict, rtol: float) -> str | None:
+    """None if the answer is the truth, else the hint of the mistake that it is equal to.
+
+    A tuple among `hints` are several ways to make a mistake. One that does not show in these numbers does no harm,
+    because the truth is looked at first.
+    """
+    found, truth = _numbers(answer).squeeze(), _numbers(truth)
+
+    def equals(other: np.ndarray) -> bool:
+        atol = rtol * np.abs(np.nan_to_num(other)).max()
+        return found.shape == other.shape and np.allclose(found, other, rtol=0, atol=atol, equal_nan=True)
+
+    if equals(truth):
+        return None
+    for hint, values in hints.items():
+        if any(equals(_numbers(value)) for value in (values if isinstance(values, tuple) else (values,))):
+            return hint
+    if found.shape != truth.shape or truth.ndim or np.isnan(found):
+        return f"other numbers of the shape {truth.shape} are expected, not of {found.shape}; work a small case by hand"
+    return f"{found:.4g} is too {'large' if found > truth else 'small'}"
+
+
+def _numbers(value) -> np.ndarray:
+    try:
+        return np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise Hint(f"numbers are expected, not {type(value).__name__} {str(value)[:60]!r}") from error
+
+
+def _call(function, *arguments):
+    """What a function that was handed in makes of copies of the arguments."""
+    if not callable(function):
+        raise Hint(f"hand in the function itself, not {type(function).__name__}")
+    try:
+        return function(*copy.deepcopy(arguments))
+    except Exception as error:  # whatever a student's function may raise
+        raise Hint(f"the function stops with {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _exercise(number: str, asked: str, rtol: float = 1e-4):
+    def register(judge: Callable) -> Callable:
+        EXERCISES[number] = asked, judge, rtol
+        return judge
+
+    return register
+
+
+def _normal(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _planned(by_seed: pd.DataFrame, solve: Callable) -> tuple[float, dict]:
+    """What a power analysis of KD+IG against Student in pairs finds, and what the wrong test or spread would find.
+
+    `solve` takes a power analysis of statsmodels and a standard deviation.
+    """
+    if lacking := sorted({"KD+IG", "Student"} - set(by_seed)):
+        raise Hint(f"the table has no runs of {' and '.join(lacking)}; train them, or open a profile that has them")
+    arms = by_seed[["KD+IG", "Student"]].dropna()
+    pairs, pooled = arms.eval("`KD+IG` - Student").std(), arms.var().mean() ** 0.5
+    one_arm = "the spread is that of the runs of one arm; here it is the differences of pairs that vary"
+    return solve(TTestPower(), pairs), {
+        "that is for runs that are not compared in pairs": solve(TTestIndPower(), pooled),
+        "the spread is that of the pairs, but the test is not the paired one": solve(TTestIndPower(), pairs),
+        one_arm: tuple(solve(TTestPower(), sd) for sd in (*arms.std(), pooled)),
+    }
+
+
+@_exercise("00.2", "the number of pairs of runs", rtol=0.01)
+def _pairs_needed(answer, runs: pd.DataFrame):
+    by_seed = runs.pivot(index="seed", columns="arm", values="accuracy")
+    truth, hints = _planned(by_seed, lambda test, sd: np.ceil(test.solve_power(0.003 / sd, alpha=0.05, power=0.8)))
+    return answer, truth, hints | {"0.3 points are not 0.3: accuracies here are fractions": 2}
+
+
+@_exercise("00.3", "a function soften(logits, temperature)")
+def _soften(answer):
+    logits, temperature = 4 * _normal(3, 5, 10), 2.5
+    soft = logits / temperature
+    hints = {
+        "a temperature above 1 should bring the classes nearer to each other": (logits * temperature).softmax(1),
+        "one image's output does not add up to 1; what does the temperature divide?": logits.softmax(1) / temperature,
+        "the shares add up to 1 over the images; they should over the classes of one image": soft.softmax(0),
+        "there is no softmax: the outputs of an image should be shares that add up to 1": (soft, soft.exp()),
+    }
+    return _call(answer, logits, temperature), soft.softmax(1), hints
+
+
+@_exercise("01.3", "the mean entropy in nats, to three decimals", rtol=5e-4)  # it is close to ln K
+def _entropy_of_soft_outputs(answer, logits: torch.Tensor):
+    def entropy(temperature: float) -> float:
+        return stats.entropy((logits.double() / temperature).softmax(1).numpy(), axis=1).mean()
+
+    hints = {
+        "that is in bits": entropy(20) / np.log(2),
+        "that is the entropy at a temperature of 1": entropy(1),
+        "the temperature divides the logits, it does not multiply them": entropy(1 / 20),
+    }
+    return answer, entropy(20), hints
+
+
+@_exercise("02.2", "a function ig(f, x, baseline, n_points)")
+def _trapezoid(answer):
+    inner, outer, x, baseline = _normal(0, 6, 8), _normal(1, 8), _normal(2, 6), 0.3 * _normal(3, 6)
+
+    def f(points: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(points @ inner) @ outer
+
+    def ig(n: int, start: torch.Tensor = baseline) -> np.ndarray:
+        points = (start + torch.linspace(0, 1, n)[:, None] * (x - start)).requires_grad_()
+        (gradients,) = torch.autograd.grad(f(points).sum(), points)
+        return integrate.trapezoid(gradients.numpy(), dx=1 / (n - 1), axis=0) * (x - start).numpy()
+
+    hints = {
+        "that is the mean gradient on the path; what else stands in the formula?": ig(4) / (x - baseline).numpy(),
+        "do your weights add up to 1? A constant gradient should come out as it is": ig(4) * 3 / 4,
+        "n_points counts the points, both ends among them, not the intervals": ig(5),
+        "the path starts at 0, not at the baseline": ig(4, torch.zeros(6)),
+    }
+    return _call(answer, f, x, baseline, 4), ig(4), hints
+
+
+@_exercise("02.3", "a function seen(image, ig_map, mirror)")
+def _seen(answer):
+    image, ig_map = _normal(0, 3, 6, 8).sigmoid(), 0.2 + 0.1 * _normal(1, 6, 8).square()
+    scaled = (ig_map - ig_map.min()) / (ig_map.max() - ig_map.min())
+
+    def both(picture: torch.Tensor, mirrored: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.stack([picture, picture.flip(-1) if mirrored is None else mirrored])
+
+    seen = (image + scaled) / 2
+    hints = {
+        "the map is laid over as it is; which range has it, and which has the image?": both((image + ig_map) / 2),
+        "the least value of the map should become 0": both((image + ig_map / ig_map.max()) / 2),
+        "the image is mirrored, and its map stays where it is": both(seen, (image.flip(-1) + scaled) / 2),
+        "nothing is mirrored where mirror is True": both(seen, seen),
+    }
+    return [_numbers(_call(answer, image, ig_map, mirror)) for mirror in (False, True)], both(seen), hints
+
+
+@_exercise("03.1", "a function kd_loss(student_logits, teacher_logits, temperature)")
+def _kd_loss(answer):
+    student, teacher, temperature = 2 * _normal(0, 6, 5), 2 * _normal(1, 6, 5), 3.0
+    soft_student, p = student / temperature, (teacher / temperature).softmax(1)
+    truth, squared = distillation_loss(student, teacher, temperature), temperature**2
+    cross_entropy = -(p * soft_student.log_softmax(1)).sum(1).mean()
+    raw = F.kl_div(soft_student, p, reduction="batchmean"), -(p * soft_student).sum(1).mean()
+    hints = {
+        "its gradient shrinks as the temperature grows; which factor makes up for that?": truth / squared,
+        "whose probabilities weigh the logarithms?": distillation_loss(teacher, student, temperature),
+        "the mean is over images and classes; a divergence is a sum over classes": truth / student.shape[1],
+        "that is a cross-entropy; it is not 0 where student and teacher agree": squared * cross_entropy,
+        "that is a cross-entropy, and it lacks the factor that makes up for the temperature": cross_entropy,
+        "a softmax is missing: logits are no probabilities yet": (*raw, *(squared * value for value in raw)),
+    }
+    return _call(answer, student, teacher, temperature), truth, hints
+
+
+@_exercise("03.2", "a function gain(runs)")
+def _gain(answer):
+    rng = np.random.default_rng(0)
+    seeds = {"Student": range(6), "KD": range(6), "KD+IG": range(1, 5)}
+    rows = [(arm, seed, 0.9 + 0.01 * rng.random()) for arm, shared in seeds.items() for seed in shared]
+    runs = pd.DataFrame(rows, columns=["arm", "seed", "accuracy"])
+    best, mean = (getattr(runs.groupby("arm").accuracy, name)() for name in ("max", "mean"))
+    truth = 100 * runs.pivot(index="seed", columns="arm", values="accuracy").eval("`KD+IG` - Student").mean()
+    hints = {
+        "that is best against best; the more runs, the better the best": 100 * (best["KD+IG"] - best["Student"]),
+        "that takes in seeds that only one of the arms has": 100 * (mean["KD+IG"] - mean["Student"]),
+        "that is a fraction; points are asked for": truth / 100,
+    }
+    return _call(answer, runs), truth, hints
+
+
+@_exercise("04.4", "a function attention(activation)")
+def _attention(answer):
+    activation = _normal(0, 4, 5, 3, 6)
+    squares = activation.square().mean(1).flatten(1)
+    hints = {
+        "absolute values instead of squares": F.normalize(activation.abs().mean(1).flatten(1), dim=1),
+        "square before you average the channels": F.normalize(activation.mean(1).square().flatten(1), dim=1),
+        "the map has not the length 1: its size still counts": (squares, 5 * squares),
+        "the entries add up to 1; it is their squares that should": F.normalize(squares, p=1, dim=1),
+    }
+    return _call(answer, activation), attention_map(activation), hints
+
+
+@_exercise("05.3", "the difference in points", rtol=0.01)
+def _found_with_ten_pairs(answer, by_seed: pd.DataFrame):
+    truth, hints = _planned(by_seed, lambda test, sd: 100 * sd * test.solve_power(None, 10, alpha=0.05, power=0.8))
+    return answer, truth, hints | {"that is a fraction; points are asked for": truth / 100}
+
+
+@_exercise("05.4", "a function paired_p(a, b)")
+def _paired_p(answer):
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0.9, 0.004, 7)
+    a, b = shared + rng.normal(0.001, 0.0015, 7), shared + rng.normal(0, 0.0005, 7)
+    t, p = stats.ttest_rel(a, b)
+    independent = tuple(stats.ttest_ind(a, b, equal_var=equal).pvalue for equal in (True, False))
+    hints = {
+        "that is a test for independent runs; these share seeds": independent,
+        "that is one-sided: a difference in the other direction would count too": (p / 2, 1 - p / 2),
+        "the normal distribution takes the spread as known; with few pairs it is not": 2 * stats.norm.sf(abs(t)),
+        "NumPy's std divides by n unless told otherwise": 2 * stats.t.sf(abs(t) * (7 / 6) ** 0.5, 6),
+    }
+    return _call(answer, a, b), p, hints
+
+
+@_exercise("06.3", "a function balanced(confusion)")
+def _balanced(answer):
+    counts = np.array([[30, 4, 0, 6], [10, 70, 0, 5], [0, 0, 0, 0], [1, 2, 2, 9]])
+    right, of_class, answered, occurs = np.diag(counts), counts.sum(1), counts.sum(0), counts.sum(1) > 0
+    hints = {
+        "that is plain accuracy: a class with many images counts for more": right.sum() / counts.sum(),
+        "that divides by the answers (precision)": ((right / answered).mean(), (right / answered)[occurs].mean()),
+        "a class without images counts as one that is always wrong": (right[occurs] / of_class[occurs]).sum() / 4,
+        "a class without images leaves 0 / 0: what should become of it?": np.nan,
+    }
+    return _call(answer, counts), (right[occurs] / of_class[occurs]).mean(), hints
+
+
+@_exercise("07.2", "a function speedup(teacher, student)")
+def _speedup(answer):
+    rng, drift = np.random.default_rng(0), np.linspace(1, 1.6, 10)
+    student, teacher = (milliseconds * drift * rng.uniform(0.95, 1.05, 10) for milliseconds in (4, 6))
+    teacher[[0, 4]] *= 12, 3  # the first call sets PyTorch up, the other was disturbed by something else
+    steady = teacher[1:] / student[1:]
+    hints = {
+        "the first round is not left out": (np.median(teacher / student), teacher.mean() / student.mean()),
+        "one disturbed call moves a mean": (steady.mean(), teacher[1:].mean() / student[1:].mean()),
+        "the machine slows down: compare within each round": np.median(teacher[1:]) / np.median(student[1:]),
+        "that is student over teacher": np.median(1 / steady),
+    }
+    return _call(answer, teacher, student), np.median(steady), hints
+
+
+@_exercise("08.1", "a function least_loss(teacher_logits, temperature)")
+def _least_loss(answer):
+    logits, temperature = 3 * _normal(0, 40, 5) + torch.arange(5), 2.5
+    soft = (logits / temperature).softmax(1).numpy()
+    own, squared = stats.entropy(soft, axis=1).mean(), temperature**2
+    truth = squared * (stats.entropy(soft.mean(0)) - own)
+    hints = {
+        "the distillation loss has a factor that goes with the temperature": truth / squared,
+        "that is a cross-entropy; the teacher's own uncertainty is no fault of the student": truth + squared * own,
+        "a student that gives all classes the same does worse than it must": squared * (np.log(5) - own),
+    }
+    return _call(answer, logits, temperature), truth, hints

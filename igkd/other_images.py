@@ -1,0 +1,406 @@
+"""Trained networks on other images than those they were trained on: ImageNet's, and corrupted ones.
+
+Which ImageNet synset (a WordNet number such as n02690373) belongs to which class of CIFAR-10 is data, `mapping`.
+
+A confusion matrix of counts is all that is kept of an evaluation, because every measure here follows from it. It lies
+in ``records/shift/<name>/<key of the run>-<fingerprint of the images>.json``, so that figures and verdicts are redrawn
+where neither the weights nor the images are.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.resources import files
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torchvision.transforms.v2 import functional as transform
+
+from igkd.engine import Study
+from igkd.errors import InputError
+from igkd.experiments import Planned
+from igkd.images import CIFAR10_CLASSES, check_arrays, class_folders, read_folder, read_npz
+from igkd.models import MobileNetV2, state_digest
+from igkd.runs import write_atomically
+from igkd.training import predict
+
+#: The environment variable that says where the ImageNet images are.
+VARIABLE = "IGKD_IMAGENET"
+#: How to get them; the end of every message about missing or damaged ones.
+WAYS = (
+    "(1) the ILSVRC 2012 validation images of image-net.org sorted into val/<synset>/*, (2) a folder test/<class>/* with "
+    "CIFAR-10's class names, or (3) an .npz file with test_images, test_labels and class_names; name it in the "
+    f"environment variable {VARIABLE} or with -p imagenet PATH"
+)
+#: Kinds of corruption and their levels: JPEG quality, standard deviation of the noise as a share of the range of
+#: pixels, standard deviation of the blur in pixels, factors of contrast (about the mean grey) and of brightness.
+CORRUPTIONS = {
+    "JPEG": (75, 50, 25, 10),
+    "noise": (0.04, 0.08),
+    "blur": (0.5, 1.0),
+    "contrast": (0.5, 0.25),
+    "brightness": (1.5, 0.5, 0.25),
+}
+CLEAN = "clean"
+#: Groups of the ImageNet images: all of them, and those that the teacher gets right.
+ALL, TEACHER_CORRECT = "all", "teacher_correct"
+_NOISE_SEED = 0
+_SIDE = 32  # of an ImageNet image, in pixels
+#: What is counted of a network: conditions with their confusion matrices.
+Count = Callable[[MobileNetV2], Iterable[tuple[str, np.ndarray]]]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageNetSubset:
+    """ImageNet images with CIFAR-10 labels.
+
+    Attributes
+    ----------
+    images : ndarray (N, 32, 32, 3) uint8
+    labels : ndarray (N,) int64
+        Indices into `igkd.images.CIFAR10_CLASSES`; classes may be missing.
+    left_out : int
+        Files that were found and belong to no mapped class, or are no images.
+    source : str
+        What they were read from, in words.
+    by_synset : bool
+        Whether the labels come from synsets through `mapping`, so that its correction can be asked for.
+    corrected : bool
+        Whether the labels follow the corrected mapping.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    left_out: int
+    source: str
+    by_synset: bool
+    corrected: bool = False
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of a SHA-256 over shape, pixels and labels."""
+        digest = hashlib.sha256(repr(self.images.shape).encode())
+        digest.update(np.ascontiguousarray(self.images))
+        digest.update(self.labels.astype("<i8"))
+        return digest.hexdigest()[:16]
+
+    def __str__(self) -> str:
+        mapping = "corrected mapping" if self.corrected else "published mapping"
+        how = mapping if self.by_synset else "classes as the source has them"
+        return f"{len(self.images):,} images from {self.source}, {how}, {self.left_out:,} others left out"
+
+
+def mapping() -> pd.DataFrame:
+    """The published mapping of synsets to classes, and what may be corrected in it.
+
+    Returns
+    -------
+    DataFrame
+        One row a synset: ``wnid``, ``name``, ``cifar10`` (the published class; empty for a synset that the published
+        mapping does not have), ``corrected`` (the class in the corrected mapping; empty where it is left out),
+        ``debatable`` (why the two differ; empty where they do not), ``source``.
+    """
+    with files("igkd").joinpath("published", "imagenet_mapping.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file, dtype=str, keep_default_na=False)
+
+
+def load_imagenet(path: str | Path | None = None, corrected: bool = False) -> ImageNetSubset:
+    """Load the ImageNet images of the mapped classes.
+
+    Parameters
+    ----------
+    path : str or Path, optional
+        The environment variable IGKD_IMAGENET if not given. One of
+
+        - a folder with ``val/<synset>/*``, the ILSVRC validation images at any size: brought to 32x32 with a box
+          filter, not cropped, as downsampled ImageNet is (Chrabaszcz et al. 2017);
+        - a folder with ``test/<class>/*``, named as CIFAR-10's classes are, of any size too;
+        - an ``.npz`` file with ``test_images`` (N, 32, 32, 3) uint8, ``test_labels`` (N,) and ``class_names``.
+    corrected : bool, default False
+        Take the corrected mapping instead of the published one; for the first form only, because the other two come
+        with classes.
+
+    Raises
+    ------
+    InputError
+        If nothing is found, what is found is damaged, or the correction is not possible.
+
+    Notes
+    -----
+    Of CINIC-10 only the files ``n*.png`` are from ImageNet: copy those. ImageNet 32x32 (``val_data``, a pickle: of a
+    copy that you trust) becomes the third form by::
+
+        batch = pickle.load(open("val_data", "rb"))
+        wnids = [line.split()[0] for line in open("map_clsloc.txt")]
+        known = mapping().set_index("wnid").cifar10.reindex(wnids).fillna("")
+        numpy.savez("imagenet.npz", test_images=batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1),
+                    test_labels=pandas.factorize(known)[0][numpy.array(batch["labels"]) - 1],
+                    class_names=pandas.factorize(known)[1].to_numpy(str))
+    """
+    given = path or os.environ.get(VARIABLE)
+    if not given:
+        raise InputError(f"no ImageNet images were named; get {WAYS}")
+    path = Path(os.path.expanduser(given))
+    folder = next((each for each in (path / "val", path / "test", path) if class_folders(each)), None)
+    by_synset = folder is not None and any(re.fullmatch(r"n\d{8}", name) for name in class_folders(folder))
+    if corrected and not by_synset:
+        raise InputError(f"{path} has no synsets, so they cannot be mapped anew; get (1) of: {WAYS}")
+    numbers = {name: number for number, name in enumerate(CIFAR10_CLASSES)}
+    if folder is not None:
+        if any(folder.glob("*/cifar10-*")):
+            raise InputError(f"{folder} has images of CIFAR-10 (cifar10-*); copy only those of ImageNet, n*.png")
+        column = mapping().set_index("wnid")["corrected" if corrected else "cifar10"]
+        numbered = {wnid: numbers[name] for wnid, name in column.items() if name} if by_synset else numbers
+        images, labels, left_out = read_folder(folder, numbered, _SIDE)
+        source = "the ILSVRC validation images" if by_synset else "a folder"
+        return ImageNetSubset(images, labels, left_out.total(), source, by_synset, corrected)
+    if not path.is_file():
+        raise InputError(f"{path} is {'none of the forms known' if path.exists() else 'not there'}; get {WAYS}")
+    names = ("test_images", "test_labels", "class_names")
+    arrays = read_npz(path, names)
+    if missing := set(names) - set(arrays):
+        raise InputError(f"{path} lacks {', '.join(sorted(missing))}; get {WAYS}")
+    images, labels, classes = arrays.values()
+    check_arrays(str(path), images, labels, classes)
+    labels = np.array([numbers.get(name, -1) for name in classes])[labels]
+    mapped = labels >= 0
+    if images.shape[1:3] != (_SIDE, _SIDE) or not mapped.any():
+        raise InputError(f"{path} has no images of {_SIDE}x{_SIDE} pixels with CIFAR-10's class names; get {WAYS}")
+    return ImageNetSubset(images[mapped], labels[mapped], int((~mapped).sum()), "an .npz file", False)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a trained network answered on one image set.
+
+    Attributes
+    ----------
+    name : str
+        ``imagenet``, ``imagenet-corrected`` or ``robustness``.
+    run : str
+        Key of the run that trained the network.
+    fingerprint : str
+        Of the images, their labels, and what was done to them.
+    images : str
+        The same in words.
+    teacher : str
+        Key of the teacher that decides what is teacher-correct; empty where none does.
+    weights : str
+        Digest of the weights that were evaluated.
+    confusions : dict
+        Condition -> counts (num_classes, num_classes), a row for each true class, a column for each answer.
+    machine : str
+    """
+
+    name: str
+    run: str
+    fingerprint: str
+    images: str
+    teacher: str
+    weights: str
+    confusions: dict[str, list[list[int]]]
+    machine: str
+
+
+def measures(confusion) -> dict:
+    """Accuracy measures of a confusion matrix.
+
+    Parameters
+    ----------
+    confusion : (K, K) array_like of int
+        Counts; rows are true classes, columns answers.
+
+    Returns
+    -------
+    dict
+        ``accuracy``, ``balanced_accuracy`` (mean recall of the classes that occur), ``kappa`` (Cohen 1960),
+        ``per_class_accuracy`` (recall; NaN for a class that does not occur), as fractions; ``n_test``.
+    """
+    counts = np.asarray(confusion, dtype=float)
+    total, true, answered = counts.sum(), counts.sum(1), counts.sum(0)
+    with np.errstate(invalid="ignore"):  # where nothing is counted, 0 / 0 is NaN
+        accuracy, by_chance, recall = counts.trace() / total, true @ answered / total**2, counts.diagonal() / true
+        return {
+            "accuracy": float(accuracy),
+            "balanced_accuracy": float(recall[true > 0].sum() / np.count_nonzero(true)),
+            "kappa": float((accuracy - by_chance) / (1 - by_chance)),
+            "per_class_accuracy": recall,
+            "n_test": int(total),
+        }
+
+
+def corrupted(images: np.ndarray, kind: str, level: float) -> np.ndarray:
+    """Images after one corruption, the same each time.
+
+    Parameters
+    ----------
+    images : ndarray (N, H, W, 3) uint8
+    kind : {"JPEG", "noise", "blur", "contrast", "brightness"}
+    level : float
+        See `CORRUPTIONS`.
+
+    Returns
+    -------
+    ndarray (N, H, W, 3) uint8
+
+    Notes
+    -----
+    The transforms are torchvision's (``torchvision.transforms.v2.functional``).
+    """
+    if kind not in CORRUPTIONS:
+        raise InputError(f"no corruption {kind!r}; choose one of: {', '.join(CORRUPTIONS)}")
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    with torch.random.fork_rng(devices=[]):  # torchvision draws noise from the global generator
+        torch.manual_seed(_NOISE_SEED)
+        made = {
+            "JPEG": lambda: transform.jpeg(x, int(level)),
+            "noise": lambda: transform.gaussian_noise(x, sigma=level),
+            "blur": lambda: transform.gaussian_blur(x, 2 * ceil(3 * level) + 1, level),
+            "contrast": lambda: transform.adjust_contrast(x, level),
+            "brightness": lambda: transform.adjust_brightness(x, level),
+        }[kind]()
+    return made.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def conditions(images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The images as they are and after each corruption of `CORRUPTIONS`, with the name of the condition."""
+    yield CLEAN, images
+    for kind, levels in CORRUPTIONS.items():
+        for level in levels:
+            yield f"{kind} {level:g}", corrupted(images, kind, level)
+
+
+def on_imagenet(study: Study, planned: list[Planned], subset: ImageNetSubset) -> int:
+    """Evaluate the networks of these runs on ImageNet images, where that is not done yet.
+
+    Parameters
+    ----------
+    study : Study
+        Of CIFAR-10's ten classes.
+    planned : list of Planned
+        The teacher's own run may be among them.
+    subset : ImageNetSubset
+
+    Returns
+    -------
+    int
+        Runs that could not be evaluated, because their weights are not here (see `Study.student`).
+    """
+    right: list[np.ndarray] = []  # filled when a network is evaluated, as that may need no teacher
+
+    def count(model: MobileNetV2) -> Iterator[tuple[str, np.ndarray]]:
+        if not right:
+            right.append(_answers(study.teacher().model, subset.images, study) == subset.labels)
+        answers = _answers(model, subset.images, study)
+        for group, rows in ((ALL, slice(None)), (TEACHER_CORRECT, right[0])):
+            yield group, _confusion(subset.labels[rows], answers[rows], study)
+
+    name = "imagenet-corrected" if subset.corrected else "imagenet"
+    return _evaluate(study, planned, name, subset.fingerprint, str(subset), study.plan.teacher_key, count)
+
+
+def under_corruption(study: Study, planned: list[Planned]) -> int:
+    """Evaluate the networks of these runs on corrupted test images, where that is not done yet.
+
+    Returns
+    -------
+    int
+        Runs that could not be evaluated, because their weights are not here (see `Study.student`).
+    """
+    made: dict[str, np.ndarray] = {}
+
+    def count(model: MobileNetV2) -> Iterator[tuple[str, np.ndarray]]:
+        if not made:
+            made.update(conditions(study.images.test_images))
+        for condition, pictures in made.items():
+            yield condition, _confusion(study.images.test_labels, _answers(model, pictures, study), study)
+
+    fingerprint, images = robustness_fingerprint(study), f"{study.images.n_test:,} test images"
+    return _evaluate(study, planned, "robustness", fingerprint, images, "", count)
+
+
+def robustness_fingerprint(study: Study) -> str:
+    """Fingerprint of the test images and of the corruptions."""
+    spec = json.dumps([study.fingerprint, CORRUPTIONS, _NOISE_SEED])
+    return hashlib.sha256(spec.encode()).hexdigest()[:16]
+
+
+def kept(study: Study, planned: list[Planned], name: str, fingerprint: str | None = None) -> pd.DataFrame:
+    """The evaluations that are kept of these runs.
+
+    Parameters
+    ----------
+    study : Study
+    planned : list of Planned
+    name : str
+        See `Evaluation`.
+    fingerprint : str, optional
+        Of the image set. If not given, the one on which most of the runs were evaluated (of several, the first in
+        alphabetical order): different image sets are never pooled.
+
+    Returns
+    -------
+    DataFrame
+        One row a run and condition: its labels, ``key``, ``condition``, the measures of `measures`, ``confusion``
+        (ndarray), ``images`` (in words), ``fingerprint``. Empty if nothing is kept.
+    """
+    keys = {item.run.key for item in planned}
+    found = [path for path in study.store.root.glob(f"shift/{name}/*-*.json") if path.stem.split("-")[0] in keys]
+    read = [evaluation for path in found if (evaluation := _read(path)).teacher in ("", study.plan.teacher_key)]
+    if fingerprint is None and read:
+        counts = Counter(each.fingerprint for each in read)
+        fingerprint = min(counts, key=lambda one: (-counts[one], one))
+    by_key = {each.run: each for each in read if each.fingerprint == fingerprint}
+    rows = []
+    for item in [each for each in planned if each.run.key in by_key]:
+        found = by_key[item.run.key]
+        for condition, confusion in found.confusions.items():
+            of = {"key": found.run, "condition": condition, "confusion": np.array(confusion)}
+            of |= {"images": found.images, "fingerprint": fingerprint}
+            rows.append(item.labels | of | measures(confusion))
+    return pd.DataFrame(rows)
+
+
+def _evaluate(study: Study, planned, name: str, fingerprint: str, images: str, teacher: str, count: Count) -> int:
+    without_weights, done = 0, 0
+    for item in planned:
+        key = item.run.key
+        path = study.store.root / "shift" / name / f"{key}-{fingerprint}.json"
+        if path.exists() and _read(path).teacher == teacher:
+            continue
+        model = study.teacher().model if key == study.plan.teacher_key else study.student(item.run)
+        if model is None:
+            without_weights += 1
+            continue
+        machine, confusions = study.compute.describe()["name"], {name: each.tolist() for name, each in count(model)}
+        evaluation = Evaluation(name, key, fingerprint, images, teacher, state_digest(model), confusions, machine)
+        write_atomically(path, (json.dumps(asdict(evaluation)) + "\n").encode())
+        done += 1
+    if done:
+        study.log(f"{name}: {done} networks evaluated")
+    return without_weights
+
+
+def _read(path: Path) -> Evaluation:
+    try:
+        return Evaluation(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is no kept evaluation ({error}); delete it and it is made again") from error
+
+
+def _answers(model: MobileNetV2, images: np.ndarray, study: Study) -> np.ndarray:
+    return predict(model, images, study.compute).argmax(1).numpy()
+
+
+def _confusion(labels: np.ndarray, answers: np.ndarray, study: Study) -> np.ndarray:
+    counts = np.zeros((study.images.num_classes,) * 2, int)
+    np.add.at(counts, (labels, answers), 1)
+    return counts
