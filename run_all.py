@@ -85,7 +85,8 @@ def main() -> int:
     os.chdir(ROOT)
     build = ROOT / "build" / options.profile
     given = {name: getattr(options, name) for name in ("profile", "data", "device")} | dict(options.p)
-    parameters = {path: checked(path, given) for path in notebooks}
+    executes = not (options.plan or options.verify or options.publish or options.runs_only)
+    parameters = {path: checked(path, given) for path in notebooks if executes}
     from igkd.engine import Study  # after the cheap checks: torch takes seconds to import
 
     study = Study(options.profile, options.data, options.device, jobs=options.jobs)

@@ -24,9 +24,6 @@ class Sweep:
         Blocks removed at full width, the cheapest training first.
     arms : tuple of str
         Of the cut networks; those that a claim compares first.
-    narrowed : tuple of (int, float)
-        Blocks removed and width of the networks that are narrowed instead.
-    narrowed_arms : tuple of str
     num_seeds : int
     share : float
         Of the training images; below 1 each seed draws its own.
@@ -34,16 +31,8 @@ class Sweep:
 
     cuts: tuple[int, ...]
     arms: tuple[str, ...]
-    narrowed: tuple[tuple[int, float], ...]
-    narrowed_arms: tuple[str, ...]
     num_seeds: int
     share: float = 1.0
-
-
-#: Networks narrowed to within 5 % of the parameters of those with 13, 9 and 5 blocks removed. The head convolution is
-#: left out because narrowing does not make it smaller; the one for 9 also lacks the last two blocks, because channels
-#: come in multiples of 8 and no width of all blocks is near enough.
-NARROWED = {13: (1, 0.10), 9: (3, 0.38), 5: (1, 0.54)}
 
 
 @dataclass(frozen=True)
@@ -161,8 +150,6 @@ PROFILES = {
             sweep=Sweep(
                 cuts=(17, 15, 13),
                 arms=("Student", "KD+IG"),
-                narrowed=(NARROWED[13],),
-                narrowed_arms=("Student",),
                 num_seeds=1,
             ),
         ),
@@ -190,8 +177,6 @@ PROFILES = {
             sweep=Sweep(
                 cuts=BLOCKS_REMOVED[::-1],
                 arms=("Student", "KD+IG"),
-                narrowed=tuple(NARROWED.values()),
-                narrowed_arms=("Student",),
                 num_seeds=2,
                 share=0.25,
             ),
@@ -220,8 +205,6 @@ PROFILES = {
             sweep=Sweep(
                 cuts=BLOCKS_REMOVED[::-1],
                 arms=("Student", "KD+IG", "KD", "IG"),
-                narrowed=tuple(NARROWED.values()),
-                narrowed_arms=("Student", "KD+IG"),
                 num_seeds=5,
             ),
         ),
@@ -587,35 +570,32 @@ def tuned(plan: Plan) -> list[Planned]:
 
 
 def sweep(plan: Plan) -> list[Planned]:
-    """Networks of several sizes, cut and narrowed; one seed of all before the next seed, cheap networks first.
+    """Networks of several sizes; one seed of all before the next seed, cheap networks first.
 
     Arms of one seed share the training images, for all networks.
     """
     grid = plan.profile.sweep
-    networks = [(arm, (cut, 1.0)) for arm in grid.arms for cut in grid.cuts]
-    networks += [(arm, network) for arm in grid.narrowed_arms for network in grid.narrowed]
     return [
         Planned(
             "sweep",
-            {"arm": arm, "blocks_removed": cut, "width": width, "seed": seed},
+            {"arm": arm, "blocks_removed": cut, "width": 1.0, "seed": seed},
             plan.student(
                 ARMS[arm],
                 seed,
                 subset=Subset(grid.share, seed) if grid.share < 1 else Subset(),
-                architecture=Architecture(cut, width),
+                architecture=Architecture(cut),
             ),
         )
         for seed in range(grid.num_seeds)
-        for arm, (cut, width) in networks
+        for arm in grid.arms
+        for cut in grid.cuts
     ]
 
 
 def shown(plan: Plan) -> list[Planned]:
     """The students whose networks the notebooks show, not only their accuracy: their weights come with the repository."""
     published_cut = [
-        item
-        for item in sweep(plan)
-        if (item.labels["arm"], item.labels["blocks_removed"], item.labels["width"]) == ("KD+IG", 5, 1)
+        item for item in sweep(plan) if (item.labels["arm"], item.labels["blocks_removed"]) == ("KD+IG", 5)
     ]
     return [item for item in factorial(plan) + published_cut if item.labels["seed"] == 0]
 
@@ -625,14 +605,14 @@ TEACHER_NOTEBOOK = "01"
 #: Which experiments each notebook declares, besides the profile's own teacher.
 NOTEBOOKS = {
     "00": (arms,),
-    TEACHER_NOTEBOOK: (second_teacher,),
+    TEACHER_NOTEBOOK: (),
     "02": (steps,),
-    "03": (arms, search, recipes, recipe_arms, second_teacher_arms),
+    "03": (arms, search),
     "04": (factorial, attention_weights),
     "05": (monte_carlo,),
     "06": (factorial,),
     "07": (sweep,),
-    "08": (controls, tuning, tuned),
+    "08": (controls,),
 }
 #: Notebooks that measure time, so that nothing runs beside them.
 TIMED = {"02", "07"}
