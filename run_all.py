@@ -87,7 +87,7 @@ def main() -> int:
     given = {name: getattr(options, name) for name in ("profile", "data", "device")} | dict(options.p)
     executes = not (options.plan or options.verify or options.publish or options.runs_only)
     parameters = {path: checked(path, given) for path in notebooks if executes}
-    from igkd.engine import Study  # after the cheap checks: torch takes seconds to import
+    from igkd.study import Study  # after the cheap checks: torch takes seconds to import
 
     study = Study(options.profile, options.data, options.device, jobs=options.jobs)
     if options.data:
@@ -148,7 +148,7 @@ def reproduce(study, notebooks: list[Path], build: Path, parameters: dict, optio
     try:
         # Notebooks with changed parameters may need other runs than the profile's; each then trains its own.
         if options.runs_only or (study.has_images and not options.p):
-            study.complete(numbers, options.budget)
+            study.ensure(study.planned(numbers), options.budget)
     except TrainingError as error:
         print(f"run_all.py: {error}", file=sys.stderr)
         failed = True
@@ -259,7 +259,7 @@ def verify(study, numbers: list[str], count: int) -> int:
     import numpy as np
     from scipy import stats
 
-    from igkd.runs import Store
+    from igkd.records import Store
     from igkd.training import train
 
     recorded, failed = study.store.keys(), False
@@ -287,7 +287,7 @@ def publish(study, notebooks: list[Path], build: Path) -> int:
     import nbformat
 
     from igkd.experiments import shown
-    from igkd.runs import write_atomically
+    from igkd.records import write_atomically
 
     for path in notebooks:
         copy = build / "notebooks" / path.name

@@ -130,7 +130,7 @@ def ours(blocks_removed: int, seconds: float, compute) -> float:
     import torch
 
     from igkd import training
-    from igkd.runs import Store
+    from igkd.records import Store
     from igkd.signals import Signals
 
     images = random_images(compute.device)
@@ -165,7 +165,7 @@ def estimate_from_records(images_per_second: float, accuracy: float = 0.9005) ->
     """
     import pandas as pd
 
-    from igkd.engine import Study
+    from igkd.study import Study
 
     runs = pd.DataFrame(
         [
@@ -197,9 +197,8 @@ def trained_alone(blocks_removed: int) -> bool:
 def the_run(fingerprint: str, blocks_removed: int):
     """KD+IG for longer than anyone waits."""
     from igkd.images import Subset
-    from igkd.methods import ARMS, Recipe
     from igkd.models import Architecture
-    from igkd.runs import Run, SignalSpec
+    from igkd.runs import ARMS, Recipe, Run, SignalSpec
 
     recipe, network = Recipe(num_epochs=10_000, batch_size=BATCH), Architecture(blocks_removed)
     return Run(fingerprint, Subset(), network, ARMS["KD+IG"], recipe, SignalSpec("random signals"), 0)

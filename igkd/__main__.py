@@ -60,8 +60,8 @@ def run(options: argparse.Namespace) -> int:
 
 def renew_readme() -> int:
     """Write the table of the claims in README.md anew."""
-    from igkd.engine import Study
     from igkd.report import renewed
+    from igkd.study import Study
 
     path = Path(__file__).resolve().parent.parent / "README.md"
     path.write_text(renewed(path.read_text(), Study("paper", device="cpu")))
@@ -134,9 +134,9 @@ def export_run(key: str, path: str, int8: bool = False, data: str = "") -> int:
     """
     from igkd.costs import export_onnx, predict_onnx, quantize
     from igkd.device import pick_compute
-    from igkd.engine import Study
     from igkd.experiments import PROFILES
     from igkd.models import load_weights
+    from igkd.study import Study
     from igkd.training import evaluate
 
     _check_writable(path)
@@ -189,7 +189,7 @@ def write_cut(data: str, path: str) -> int:
     import numpy as np
 
     from igkd.images import cut_official, load_images
-    from igkd.runs import write_atomically
+    from igkd.records import write_atomically
 
     _check_writable(path)
     if not path.endswith(".npz"):

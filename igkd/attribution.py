@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from igkd.errors import InputError
@@ -20,8 +19,6 @@ from igkd.errors import InputError
 METHODS = ("gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid")
 OUTPUTS = ("logits", "probabilities")
 BASELINES = ("mean", "black", "blur")
-#: Standard deviation of SmoothGrad's noise, of images in [0, 1]; Smilkov et al. advise 0.1 to 0.2.
-SMOOTHGRAD_NOISE = 0.15
 
 #: Most evaluations of a network at once. Processors slow down beyond 64: on one thread 400 evaluations of MobileNetV2
 #: took 4 s in batches of 25 to 100, 10 s in batches of 200 and 17 s in one, because large activations are handed back
@@ -238,37 +235,6 @@ def make_baseline(kind: str, images: Tensor, model: nn.Module) -> Tensor:
 def saliency_map(attributions: Tensor) -> Tensor:
     """Sum over channels of |attribution|, (N, C, H, W) to (N, H, W): the map that the paper overlays."""
     return attributions.abs().sum(1)
-
-
-# The next three import Captum where they need it: half a second that trainings need not spend.
-
-
-def saliency(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-    """|df/dx| of each image's target logit, summed over channels, (N, H, W) (Simonyan et al. 2014, arXiv 1312.6034)."""
-    from captum.attr import Saliency
-
-    with evaluating(model):
-        return Saliency(model).attribute(images.detach().requires_grad_(), target).sum(1)
-
-
-def smoothgrad(model: nn.Module, images: Tensor, target: Tensor, *, n_samples: int, seed: int) -> Tensor:
-    """`saliency` of the gradient averaged over noisy copies of the image (Smilkov et al. 2017, arXiv 1706.03825)."""
-    from captum.attr import NoiseTunnel, Saliency
-
-    copies = {"nt_samples": n_samples, "nt_samples_batch_size": 1, "stdevs": SMOOTHGRAD_NOISE}
-    with evaluating(model), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        images = images.detach().requires_grad_()
-        return saliency_map(NoiseTunnel(Saliency(model)).attribute(images, target=target, abs=False, **copies))
-
-
-def grad_cam(model: nn.Module, layer: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-    """The layer's channels, weighed by their mean gradient, summed, cut off at 0, enlarged (Selvaraju, arXiv 1610.02391)."""
-    from captum.attr import LayerGradCam
-
-    with evaluating(model):
-        cells = LayerGradCam(model, layer).attribute(images, target, relu_attributions=True)
-    return interpolate(cells.detach().float(), images.shape[2:], mode="bilinear").squeeze(1)
 
 
 @contextmanager

@@ -89,9 +89,7 @@ def draw(
     -------
     Draw
     """
-    uniform = torch.rand(5, n, generator=generator)
-    # Drawn last and by themselves, so that what was drawn before cutout existed stays as it is in the records.
-    cut = torch.rand(2, n, generator=generator)
+    uniform = torch.rand(7, n, generator=generator)
     corner = (uniform[:2] * (2 * padding + 1)).long()
     return Draw(
         top=corner[0],
@@ -99,8 +97,8 @@ def draw(
         mirror=(uniform[2] < 0.5) & mirror,
         overlay=uniform[3] < overlay_prob,
         exponent=torch.exp(uniform[4] * torch.log(torch.tensor(max_exponent))),
-        cut_row=cut[0],
-        cut_column=cut[1],
+        cut_row=uniform[5],
+        cut_column=uniform[6],
     )
 
 
@@ -208,11 +206,13 @@ def cutout(images: Tensor, drawn: Draw, side: int) -> Tensor:
     return images.masked_fill(square[:, None], 0.0)
 
 
-def move_attention(maps: Tensor, rows: Tensor, drawn: Draw, padding: int, size: tuple[int, int]) -> Tensor:
+def move_attention(
+    maps: Tensor, rows: Tensor, drawn: Draw, padding: int, size: tuple[int, int], cells: tuple[int, int]
+) -> Tensor:
     """Attention maps of the unaugmented images, moved as the images are.
 
     Each cell of a map covers a square of pixels. The map is spread over those pixels, cropped and mirrored with the
-    image, averaged back over each cell, and brought to unit length again.
+    image, averaged over each cell of the student's map, and brought to unit length again.
 
     Parameters
     ----------
@@ -221,10 +221,11 @@ def move_attention(maps: Tensor, rows: Tensor, drawn: Draw, padding: int, size: 
     drawn : Draw of B
     padding : int, pixels
     size : (H, W), the same multiple of (h, w)
+    cells : (h', w') of the student's map; fewer than (h, w) where its images are scaled down
 
     Returns
     -------
-    Tensor (B, h * w) float32, unit length
+    Tensor (B, h' * w') float32, unit length
 
     Raises
     ------
@@ -241,4 +242,4 @@ def move_attention(maps: Tensor, rows: Tensor, drawn: Draw, padding: int, size: 
     spread = maps[rows].float().view(-1, h, w).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
     index = torch.arange(len(rows), device=maps.device)
     moved = crop_mirror(pad(spread, padding), index, drawn, size)
-    return F.normalize(F.avg_pool2d(moved, cell).flatten(1), dim=1)
+    return F.normalize(F.adaptive_avg_pool2d(moved, cells).flatten(1), dim=1)

@@ -40,8 +40,8 @@ from scipy import stats
 
 from igkd import experiments, other_images, published, statistics
 from igkd.costs import read_measurement
-from igkd.engine import Study
-from igkd.methods import ARMS, RECIPES
+from igkd.runs import ARMS, RECIPES
+from igkd.study import Study
 
 UNKNOWN = (np.nan, np.nan)
 #: The margin of a claim whose published difference of means is no gain, as a fraction.
@@ -130,8 +130,7 @@ def by_seed(study: Study, claim: Claim) -> pd.DataFrame:
 
 def by_factor(study: Study, claim: Claim) -> pd.DataFrame:
     """Means over seeds, a row a compression factor; factors with fewer than two pairs are left out."""
-    runs = study.table([item for item in _declared(study, claim) if item.labels.get("width", 1) == 1])
-    pairs = _wide(runs, claim, ["blocks_removed", "seed"])
+    pairs = _wide(study.table(_declared(study, claim)), claim, ["blocks_removed", "seed"])
     if pairs.empty:
         return pairs
     factors = pairs.groupby("blocks_removed")
@@ -294,7 +293,7 @@ def _latency(study: Study) -> dict:
     for path in (*study.latency_files, study.root / "bench" / "latency-laptop.json"):
         if path.exists():
             times = read_measurement(path, "steady_state")[0]
-            times = times.query("blocks_removed == 5 and width == 1 and batch_size == 1")
+            times = times.query("blocks_removed == 5 and batch_size == 1")
             low, high, needed = times.ratio_low.iloc[0], times.ratio_high.iloc[0], slow / fast / 2
             decided = "not reproduced" if high < needed else "reproduced" if low >= needed else "inconclusive"
             return row | {"here": f"{times.ratio.iloc[0]:.2f} [{low:.2f}, {high:.2f}] times",

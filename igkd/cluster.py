@@ -13,16 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from igkd.device import pick_compute
-from igkd.engine import ONE_RUN, Study
 from igkd.errors import InputError, first_line
 from igkd.experiments import Planned
 from igkd.images import ImageSet
 from igkd.runs import Record, Run, Store, write_atomically
 from igkd.signals import Signals, needed, of_variant
-from igkd.training import train, trains_alone
+from igkd.study import ONE_RUN, Study
+from igkd.training import train
 
 # Read when Ray is imported. It would report to its makers, and start what exceeds a machine's memory again without end;
 # what was lost with its process or its machine it starts again three times.
@@ -71,28 +69,26 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
 
 
 def _train_all(study: Study, items: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
-    """`igkd.engine.TrainAll` on the cluster: all runs are queued there, and those not yet begun leave when time is up."""
+    """`igkd.study.TrainAll` on the cluster: all runs are queued there, and those not yet begun leave when time is up."""
     if not items:
         return
     device = study.compute.device
-    cores = min((node["Resources"]["CPU"] for node in ray.nodes() if node["Resources"].get("CPU")), default=0)
-    if not cores or (device == "cuda" and not ray.cluster_resources().get("GPU")):
-        raise InputError(f"the cluster has no {'GPU' if device == 'cuda' else 'core'} to train on; add a machine")
+    kind = "GPU" if device == "cuda" else "CPU"
+    if not ray.cluster_resources().get(kind):
+        raise InputError(f"the cluster has no {kind} to train on; add a machine")
     failed = study.prepare_signals(items, on_time)
     task, images, signals, queued = ray.remote(_train), ray.put(study.images), {}, {}
     yield from ((item, failed[needed(item.run)]) for item in items if needed(item.run) in failed)
     left = [item for item in items if needed(item.run) not in failed]
-    # Those that need a whole machine or a whole GPU first, because others would hardly leave them one.
-    for item in sorted(left, key=lambda item: not trains_alone(item.run)):
-        kind, alone = needed(item.run), trains_alone(item.run)
+    # Ray counts in ten-thousandths: rounded up, the last of seven would find no place on a GPU.
+    share = {"num_cpus": 1} if device == "cpu" else {"num_gpus": int(1e4 / study.jobs) / 1e4}
+    for item in left:
+        kind = needed(item.run)
         if not on_time():
             break
         if kind not in signals:
             signals[kind] = ray.put(study.teacher_signals(item.run).to("cpu"))
-        # Ray counts in ten-thousandths: rounded up, the last of seven would find no place on a GPU.
-        gpus = 1 if alone else int(1e4 / study.jobs) / 1e4
-        share = {"num_cpus": cores if alone else 1} if device == "cpu" else {"num_gpus": gpus}
-        given = torch.get_num_threads(), images, study.teacher_digest(item.run), signals[kind]
+        given = images, study.teacher_digest(item.run), signals[kind]
         queued[task.options(**share).remote(item.run, item.run.key, device, *given)] = item
     while queued:
         done, _ = ray.wait(list(queued), timeout=1)
@@ -104,16 +100,15 @@ def _train_all(study: Study, items: list[Planned], on_time) -> Iterator[tuple[Pl
                 yield item, result
 
 
-def _train(run: Run, key: str, device: str, threads: int, images: ImageSet, digest: str | None, signals: Signals):
+def _train(run: Run, key: str, device: str, images: ImageSet, digest: str | None, signals: Signals):
     """Train one run on a machine of the cluster, where nothing of it stays: its record, or what went wrong, and weights."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # by which Ray would cancel it although it has begun
     if run.key != key:
         raise InputError("a machine of the cluster has another version of igkd; install the same on all")
-    torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder), Path(folder), Path(folder))
         try:
-            record = train(run, images, store, pick_compute(device), of_variant(run, images, signals), digest)
+            record = train(run, images, store, pick_compute(device), of_variant(run, signals), digest)
             return record, store.weights_path(run.key).read_bytes()
         except ONE_RUN as error:
             return first_line(error), None

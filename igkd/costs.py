@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from igkd.device import Compute, machine_name
 from igkd.errors import InputError, first_line
 from igkd.images import ImageSet, as_input
-from igkd.models import BLOCKS_REMOVED, Architecture, MobileNetV2, count_parameters
-from igkd.runs import write_atomically
+from igkd.models import BLOCKS_REMOVED, MobileNetV2, build, count_parameters
+from igkd.records import write_atomically
+from igkd.runs import Architecture
 from igkd.training import predict
 
 TOLERANCE = 1e-3  # of logits: float32 sums in another order
@@ -59,11 +60,11 @@ def sizes(
     Returns
     -------
     DataFrame
-        One row a network: ``blocks removed``, ``width``, ``parameters``, ``compression factor``, ``weights (kB)``
+        One row a network: ``blocks removed``, ``parameters``, ``compression factor``, ``weights (kB)``
         (of 1,000 bytes, float32), ``million MACs``, ``MAC ratio``.
     """
-    models = [MobileNetV2(num_classes, *shape) for shape in ((), *((n.blocks_removed, n.width) for n in networks))]
-    table = pd.DataFrame({"blocks removed": [n.blocks_removed for n in networks], "width": [n.width for n in networks]})
+    models = [MobileNetV2(num_classes, cut) for cut in (0, *(network.blocks_removed for network in networks))]
+    table = pd.DataFrame({"blocks removed": [network.blocks_removed for network in networks]})
     teacher, *parameters = map(count_parameters, models)
     table["parameters"], table["compression factor"] = parameters, teacher / np.array(parameters)
     table["weights (kB)"] = 4 * table["parameters"] / 1e3
@@ -141,15 +142,15 @@ def steady_state(
     Returns
     -------
     DataFrame
-        One row a network and batch size: ``blocks_removed``, ``width``, ``batch_size``, then as `latency` without
+        One row a network and batch size: ``blocks_removed``, ``batch_size``, then as `latency` without
         its index.
     """
-    models = {each: each.build(10, None, torch.Generator().manual_seed(0)).to(device) for each in networks}
+    models = {each: build(each, 10, None, torch.Generator().manual_seed(0)).to(device) for each in networks}
     tables = []
     for batch_size, repetitions in rounds.items():
         batch = torch.rand(batch_size, 3, *size, generator=torch.Generator().manual_seed(0))
         table = latency({each: forward_call(model, batch) for each, model in models.items()}, repetitions, warm_up=3)
-        of = [{"blocks_removed": n.blocks_removed, "width": n.width, "batch_size": batch_size} for n in models]
+        of = [{"blocks_removed": network.blocks_removed, "batch_size": batch_size} for network in models]
         tables.append(pd.DataFrame(of).join(table.reset_index(drop=True)))
     return pd.concat(tables, ignore_index=True)
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy import stats
 from statsmodels.stats.power import TTestIndPower, TTestPower
 
-from igkd.runs import records_digest
+from igkd.records import records_digest
 
 #: One colour for each arm, in all figures.
 _ARMS = ("Student", "KD", "IG", "AT", "KD+IG", "KD+AT", "IG+AT", "KD+IG+AT")
@@ -35,7 +35,7 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None) -> 
     figure : Figure
     name : str
         File name without ending.
-    study : igkd.engine.Study
+    study : igkd.study.Study
     table : DataFrame, str or None
         The records behind the figure, one a row (from `Study.ensure`); where it shows what was measured just now, a
         text that says on what; None if it shows published values only. A column ``scored_on`` says in words which

@@ -22,6 +22,7 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
 
 from igkd.errors import InputError, MissingImages, first_line
+from igkd.runs import Subset
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 #: Channel means and standard deviations of CIFAR-10's training pixels, as published.
@@ -166,38 +167,6 @@ class RecordedImages:
 
     def __getattr__(self, name: str):
         raise AttributeError(name) if name.startswith("_") else self.missing
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Which training images a training sees.
-
-    Attributes
-    ----------
-    fraction : float, default 1.0
-        Share of the images that are left after `validation`, in (0, 1], the same for every class.
-    seed : int, default 0
-        Draws the fraction.
-    validation : float, default 0.0
-        Share of the training images that is held out first, in [0, 1): the same images for every seed and
-        fraction.
-
-    Raises
-    ------
-    InputError
-        If a value is out of its range.
-    """
-
-    fraction: float = 1.0
-    seed: int = 0
-    validation: float = 0.0
-
-    def __post_init__(self):
-        if not (0 < self.fraction <= 1 and 0 <= self.validation < 1 and 0 <= self.seed < 2**32):
-            raise InputError(f"{self}: give fraction in (0, 1], validation in [0, 1), seed from 0 to 4294967295")
-        # 1 and 1.0 are the same share, so they must be the same text in the key of a run.
-        object.__setattr__(self, "fraction", float(self.fraction))
-        object.__setattr__(self, "validation", float(self.validation))
 
 
 def train_indices(labels: np.ndarray, subset: Subset) -> np.ndarray:

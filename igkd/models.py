@@ -5,7 +5,6 @@ parameter names are those of the authors' released checkpoints.
 """
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,92 +12,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torchvision.models._utils import _make_divisible
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops.misc import Conv2dNormActivation
 
 from igkd.errors import InputError
-from igkd.methods import NOT_NEGATIVE, POSITIVE, check_numbers
+from igkd.runs import Architecture
 
 #: (expansion, channels, repeats, stride of the first repeat), Sandler et al. 2018, table 2, with the first two
 #: strides set to 1 for 32x32 images.
 BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-HEAD_CHANNELS = 1280
+STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 NUM_FEATURES = 19  # stem, 17 blocks, head convolution
 
 #: Number of trailing entries of ``features`` that the paper's students leave out, and for each the divider d of
 #: the attention tap ``features[19 // d]``.
 ATTENTION_DIVIDERS = {3: 2, 5: 2, 7: 2, 9: 4, 11: 4, 13: 4, 15: 8, 17: 20}
 BLOCKS_REMOVED = tuple(ATTENTION_DIVIDERS)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Which network.
-
-    Attributes
-    ----------
-    blocks_removed : int
-        How many of the 19 entries of ``features`` are left out at the end; 0 is the teacher.
-    width : float
-        Width multiplier of every layer (Sandler et al. 2018); 1.0 in the paper.
-    normalize : bool
-        Whether the input is standardised by the data set's channel means and deviations. In the paper the teacher
-        is, its students are not.
-
-    Raises
-    ------
-    InputError
-        If `blocks_removed` is below 0, or `width` not above 0.
-    """
-
-    blocks_removed: int = 0
-    width: float = 1.0
-    normalize: bool = False
-
-    def __post_init__(self):
-        check_numbers(self, blocks_removed=NOT_NEGATIVE, width=POSITIVE)
-
-    @property
-    def name(self) -> str:
-        """In a few words, for tables and figures."""
-        if self.blocks_removed == 0 and self.width == 1:
-            return "teacher"
-        narrowed = f", width {self.width:g}" if self.width != 1 else ""
-        return f"{self.blocks_removed} removed{narrowed}"
-
-    def build(
-        self,
-        num_classes: int,
-        mean_std,
-        generator: torch.Generator | None = None,
-        zero_init_residual: bool = False,
-    ) -> "MobileNetV2":
-        """The network with fresh weights.
-
-        Parameters
-        ----------
-        num_classes : int
-        mean_std : pair of 3 floats, or None
-            As in `ImageSet.mean_std`; used only if `normalize`.
-        generator : Generator, optional
-            Source of the weights; PyTorch's own by default.
-        zero_init_residual : bool
-            See `igkd.methods.Recipe`.
-
-        Returns
-        -------
-        MobileNetV2
-            In training mode.
-
-        Raises
-        ------
-        InputError
-            If `blocks_removed` is not 0 to 18.
-        """
-        model = MobileNetV2(num_classes, self.blocks_removed, self.width, mean_std if self.normalize else None)
-        model.reset_parameters(generator, zero_init_residual)
-        return model
 
 
 class MobileNetV2(nn.Module):
@@ -110,7 +39,6 @@ class MobileNetV2(nn.Module):
     blocks_removed : int, default 0
         Trailing entries of ``features`` to leave out, 0 to 18. With more than 0 the head convolution is gone too,
         and the classifier has no dropout, as in the paper's students.
-    width : float, default 1.0
     mean_std : pair of 3 floats, optional
         Channel means and standard deviations by which the input is standardised inside the network.
 
@@ -124,20 +52,17 @@ class MobileNetV2(nn.Module):
     Input: float (B, 3, H, W) in [0, 1]. Three blocks halve the image, so H and W should be multiples of 8.
     """
 
-    def __init__(self, num_classes: int = 10, blocks_removed: int = 0, width: float = 1.0, mean_std=None):
+    def __init__(self, num_classes: int = 10, blocks_removed: int = 0, mean_std=None):
         super().__init__()
-        self.width = width
         if not 0 <= blocks_removed < NUM_FEATURES:
             raise InputError(f"blocks_removed must be 0 to {NUM_FEATURES - 1}, not {blocks_removed}")
-        channels = _make_divisible(32 * width, 8)
+        channels = STEM_CHANNELS
         features: list[nn.Module] = [Conv2dNormActivation(3, channels, activation_layer=nn.ReLU6)]
         for expansion, out, repeats, stride in BLOCKS:
-            out = _make_divisible(out * width, 8)
             for repeat in range(repeats):
                 features.append(InvertedResidual(channels, out, stride if repeat == 0 else 1, expansion))
                 channels = out
-        head = _make_divisible(HEAD_CHANNELS * max(1.0, width), 8)
-        features.append(Conv2dNormActivation(channels, head, kernel_size=1, activation_layer=nn.ReLU6))
+        features.append(Conv2dNormActivation(channels, HEAD_CHANNELS, kernel_size=1, activation_layer=nn.ReLU6))
         features = features[: NUM_FEATURES - blocks_removed]
         self.features = nn.Sequential(*features)
         self.classifier = nn.Sequential(
@@ -148,11 +73,8 @@ class MobileNetV2(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
-    def reset_parameters(self, generator: torch.Generator | None = None, zero_init_residual: bool = False) -> None:
-        """Fresh weights: He et al. 2015 for convolutions (fan out), N(0, 0.01) for the classifier.
-
-        With `zero_init_residual` residual branches begin by adding nothing (Goyal et al. 2017).
-        """
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Fresh weights: He et al. 2015 for convolutions (fan out), N(0, 0.01) for the classifier."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", generator=generator)
@@ -161,10 +83,6 @@ class MobileNetV2(nn.Module):
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, 0, 0.01, generator=generator)
                 nn.init.zeros_(module.bias)
-        if zero_init_residual:
-            for block in self.features:
-                if isinstance(block, InvertedResidual) and block.use_res_connect:
-                    nn.init.zeros_(block.conv[-1].weight)
 
     def forward(self, x: Tensor, tap: int | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (B, num_classes); with `tap`, also the activation (B, C, h, w) of ``features[tap]``."""
@@ -176,6 +94,13 @@ class MobileNetV2(nn.Module):
                 tapped = x
         logits = self.classifier(x.mean((2, 3)))
         return logits if tap is None else (logits, tapped)
+
+
+def build(architecture: Architecture, num_classes: int, mean_std, generator: torch.Generator) -> MobileNetV2:
+    """The network with fresh weights, in training mode; `mean_std` (see `MobileNetV2`) is used only if `normalize`."""
+    model = MobileNetV2(num_classes, architecture.blocks_removed, mean_std if architecture.normalize else None)
+    model.reset_parameters(generator)
+    return model
 
 
 def attention_tap(blocks_removed: int) -> int:
@@ -206,18 +131,18 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def compression_factor(blocks_removed: int, width: float = 1.0, num_classes: int = 10) -> float:
+def compression_factor(blocks_removed: int, num_classes: int = 10) -> float:
     """Parameters of the teacher over parameters of the student."""
     with torch.device("meta"):
         teacher = count_parameters(MobileNetV2(num_classes))
-        student = count_parameters(MobileNetV2(num_classes, blocks_removed, width))
+        student = count_parameters(MobileNetV2(num_classes, blocks_removed))
     return teacher / student
 
 
 def pack_weights(model: MobileNetV2, **metadata: str) -> bytes:
-    """The weights as the content of a safetensors file with the width and `metadata` in its header."""
+    """The weights as the content of a safetensors file with `metadata` in its header."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return save(tensors, {"width": repr(model.width)} | metadata)
+    return save(tensors, metadata)
 
 
 def weights_metadata(path: Path) -> dict[str, str]:
@@ -231,7 +156,7 @@ def weights_metadata(path: Path) -> dict[str, str]:
     Returns
     -------
     dict
-        ``width`` and what else was given, all as text; empty if the file has none.
+        What was given, all as text; empty if the file has none.
 
     Raises
     ------
@@ -260,7 +185,7 @@ def load_weights(path: str | Path, num_classes: int = 10, mean_std=None) -> Mobi
     Returns
     -------
     MobileNetV2
-        In evaluation mode; the cut is read off the weights, the width off the header or the stem.
+        In evaluation mode; the cut is read off the weights.
 
     Raises
     ------
@@ -279,9 +204,7 @@ def load_weights(path: str | Path, num_classes: int = 10, mean_std=None) -> Mobi
     stem = state.get("features.0.0.weight")
     if not 0 < blocks <= NUM_FEATURES or stem is None or stem.dim() != 4:
         raise InputError(f"{path} is no MobileNetV2 of this family: it has no convolution features.0.0")
-    # Channels are rounded to multiples of 8, so the stem alone does not tell every width.
-    width = float((weights_metadata(path) if ours else {}).get("width", stem.shape[0] / 32))
-    model = MobileNetV2(num_classes, NUM_FEATURES - blocks, width, mean_std)
+    model = MobileNetV2(num_classes, NUM_FEATURES - blocks, mean_std)
     state = {"mean": model.mean, "std": model.std} | state
     try:
         model.load_state_dict(state)

@@ -1,95 +1,58 @@
-"""The optimizer and the learning rate of a recipe."""
+"""The optimizers and the learning rate of a recipe."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from igkd.methods import Recipe
+from igkd.runs import Recipe
 
-#: Coefficients of the quintic that is iterated, by Jordan et al. (2024). The iteration does not converge: its steep slope
-#: at 0 lifts small singular values within a few steps, after which they scatter around 1.
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+#: Of Muon, by which each step takes this times the learning rate off a weight (the trials are in docs/log.md).
+MUON_WEIGHT_DECAY = 0.03
+WARM_UP = 0.2  # share of the steps
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe, steps_per_epoch: int):
-    """What fits the weights, and the schedule of its learning rate.
+class PointwiseMuon(torch.optim.Muon):
+    """Muon (Jordan et al. 2024) for 1x1 convolutions, whose weights (out, in, 1, 1) it sees as matrices."""
+
+    def __init__(self, weights: list[nn.Parameter], **settings):
+        self.weights = weights
+        super().__init__([nn.Parameter(weight.detach().flatten(1)) for weight in weights], **settings)
+
+    def step(self, closure=None):
+        """One step with the gradients of the convolutions."""
+        for weight, matrix in zip(self.weights, self.param_groups[0]["params"], strict=True):
+            matrix.grad = weight.grad.flatten(1)
+        super().step(closure)
+
+
+def make_optimizers(model: nn.Module, recipe: Recipe, num_steps: int) -> list[tuple[torch.optim.Optimizer, LambdaLR]]:
+    """What fits the weights, each with the schedule of its learning rate, both to be stepped after every batch.
 
     Parameters
     ----------
     model : Module
+        On its device and in its memory layout: Muon keeps views of the weights.
     recipe : Recipe
-    steps_per_epoch : int
-
-    Returns
-    -------
-    Optimizer, LRScheduler
-        The schedule is to be stepped after every step of the optimizer.
+    num_steps : int
+        Of the whole training.
     """
-    decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    pointwise = []
+    if recipe.optimizer == "muon":
+        pointwise = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    rest = [parameter for parameter in model.parameters() if all(parameter is not weight for weight in pointwise)]
+    groups = [
+        {"params": [parameter for parameter in rest if parameter.dim() > 1], "weight_decay": recipe.weight_decay},
+        {"params": [parameter for parameter in rest if parameter.dim() <= 1], "weight_decay": 0.0},
+    ]
     if recipe.optimizer == "adam":
-        optimizer = torch.optim.Adam(groups, lr=recipe.lr, fused=True)
+        optimizers = [torch.optim.Adam(groups, lr=recipe.lr, fused=True)]
     else:
-        optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=True)
-    if not recipe.one_cycle:
-        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    # Its warm-up would have no length at 5 steps, by which OneCycleLR divides.
-    total_steps = max(6, recipe.num_epochs * steps_per_epoch + 1)
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        recipe.lr,
-        total_steps=total_steps,
-        pct_start=0.2,
-        anneal_strategy="linear",
-        cycle_momentum=False,
-        div_factor=25,
-        final_div_factor=1e4,
-    )
+        optimizers = [torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=True)]
+    if pointwise:
+        optimizers.append(PointwiseMuon(pointwise, lr=recipe.lr, weight_decay=MUON_WEIGHT_DECAY))
 
+    def one_cycle(step: int) -> float:
+        return min((step + 1) / (WARM_UP * num_steps), (num_steps - step) / ((1 - WARM_UP) * num_steps), 1.0)
 
-def pointwise_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Weights (out, in, 1, 1) of the convolutions that are matrix products at each position."""
-    return [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
-
-
-@torch.no_grad()
-def orthogonalise_gradients(weights: list[nn.Parameter]) -> None:
-    """Put in place of each gradient its orthogonal polar factor, about as large in each direction that it spans.
-
-    As in Orthogonal-SGDM (Tuddenham et al., arXiv 2202.07052) the momentum, which comes after, sums these factors; in
-    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) it comes before. From Muon are the iteration in place of
-    a singular value decomposition and the scale, sqrt(max(1, out / in)).
-
-    Parameters
-    ----------
-    weights : list of Parameter (out, in, 1, 1)
-        With gradients.
-    """
-    for weight in weights:
-        out, inputs = weight.shape[:2]
-        factor = orthogonal_factor(weight.grad.flatten(1))
-        weight.grad.copy_((max(1.0, out / inputs) ** 0.5 * factor).view_as(weight))
-
-
-def orthogonal_factor(matrix: Tensor) -> Tensor:
-    """The orthogonal polar factor U V^T of a matrix U S V^T, about.
-
-    Five iterations of the kind of Newton and Schulz, matrix products alone, bring singular values from a hundredth of
-    the Frobenius norm up to between 0.6 and 1.3; 0 stays 0.
-
-    Parameters
-    ----------
-    matrix : Tensor (m, n)
-
-    Returns
-    -------
-    Tensor (m, n)
-        In bfloat16 under autocast to it.
-    """
-    a, b, c = NEWTON_SCHULZ
-    wide = matrix if len(matrix) <= len(matrix.T) else matrix.T
-    wide = wide / wide.norm().clamp(min=1e-7)
-    for _ in range(5):
-        gram = wide @ wide.T
-        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
-    return wide if wide.shape == matrix.shape else wide.T
+    rate = one_cycle if recipe.one_cycle else lambda step: 1.0
+    return [(optimizer, LambdaLR(optimizer, rate)) for optimizer in optimizers]

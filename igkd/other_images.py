@@ -24,12 +24,12 @@ import pandas as pd
 import torch
 from torchvision.transforms.v2 import functional as transform
 
-from igkd.engine import Study
 from igkd.errors import InputError
 from igkd.experiments import Planned
 from igkd.images import CIFAR10_CLASSES, check_arrays, class_folders, read_folder, read_npz
 from igkd.models import MobileNetV2, state_digest
-from igkd.runs import write_atomically
+from igkd.records import write_atomically
+from igkd.study import Study
 from igkd.training import predict
 
 #: The environment variable that says where the ImageNet images are.

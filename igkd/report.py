@@ -3,7 +3,7 @@
 import re
 
 from igkd.claims import ledger
-from igkd.engine import Study
+from igkd.study import Study
 
 
 def claims_table(study: Study) -> str:

@@ -1,30 +1,19 @@
-"""What a training is (`Run`), what came out of it (`Record`), and where records are kept (`Store`)."""
+"""The description of one training (`Run`), its parts, the eight arms, and the recipes."""
 
-import base64
 import dataclasses
 import hashlib
 import json
-import os
-import subprocess
-import tempfile
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
-from igkd.attribution import BASELINES
 from igkd.errors import InputError
-from igkd.images import Subset
-from igkd.methods import FROM_ONE, NOT_NEGATIVE, Method, Recipe, check_numbers
-from igkd.models import Architecture, weights_metadata
-from igkd.variants import VARIANTS
 
 #: Raised whenever a change of the code changes the results of a training; part of every key.
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 
 # Streams of random numbers: one for each purpose, so that switching one ingredient on does not move another's.
 WEIGHTS, ORDER, AUGMENTATION, DROPOUT, SIGNALS = range(5)
@@ -36,30 +25,265 @@ def stream(seed: int, purpose: int, part: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int(spread >> 1))
 
 
+#: What a number may be: in words, and as a test.
+Range = tuple[str, Callable[[float], bool]]
+SHARE: Range = ("from 0 to 1", lambda value: 0 <= value <= 1)
+POSITIVE: Range = ("above 0", lambda value: value > 0)
+NOT_NEGATIVE: Range = ("of 0 or more", lambda value: value >= 0)
+BELOW_ONE: Range = ("from 0 to less than 1", lambda value: 0 <= value < 1)
+PART: Range = ("above 0 and up to 1", lambda value: 0 < value <= 1)
+FROM_ONE: Range = ("of 1 or more", lambda value: value >= 1)
+
+
+def check_numbers(part, **ranges: Range) -> None:
+    """Refuse numbers with which a training would fail only later, or would mean something else than it says.
+
+    Parameters
+    ----------
+    part : dataclass instance
+    **ranges : Range
+        Of its fields, by name. Those declared ``int`` must be whole; an infinite number is in no range.
+
+    Raises
+    ------
+    InputError
+        Names the first field that is out of its range.
+    """
+    declared = {field.name: field.type for field in fields(part)}
+    for name, (words, fits) in ranges.items():
+        value, whole = getattr(part, name), declared[name] is int
+        # True and numpy's integers would not come back from the JSON of a record as they were.
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not (number and math.isfinite(value) and fits(value)):
+            raise InputError(f"{name} is {value!r}; give a {'whole ' * whole}number {words}")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Which training images a training sees.
+
+    Attributes
+    ----------
+    fraction : float
+        Share of the images that are left after `validation`, in (0, 1], the same for every class.
+    seed : int
+        Draws the fraction.
+    validation : float
+        Share of the training images that is held out first, in [0, 1): the same images for every seed and fraction.
+
+    Raises
+    ------
+    InputError
+        If a value is out of its range.
+    """
+
+    fraction: float = 1.0
+    seed: int = 0
+    validation: float = 0.0
+
+    def __post_init__(self):
+        check_numbers(self, fraction=PART, seed=NOT_NEGATIVE, validation=BELOW_ONE)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Which network (see `igkd.models.MobileNetV2`).
+
+    Attributes
+    ----------
+    blocks_removed : int
+        How many of the 19 entries of ``features`` are left out at the end; 0 is the teacher.
+    normalize : bool
+        Whether the input is standardised by the data set's channel means and deviations. In the paper the teacher's is,
+        the students' is not.
+
+    Raises
+    ------
+    InputError
+        If `blocks_removed` is below 0.
+    """
+
+    blocks_removed: int = 0
+    normalize: bool = False
+
+    def __post_init__(self):
+        check_numbers(self, blocks_removed=NOT_NEGATIVE)
+
+    @property
+    def name(self) -> str:
+        """In a few words, for tables and figures."""
+        return f"{self.blocks_removed} removed" if self.blocks_removed else "teacher"
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the student learns from besides the labels.
+
+    The loss is ``alpha * KD + (1 - alpha) * cross-entropy + gamma * AT`` (see `igkd.losses`).
+
+    Attributes
+    ----------
+    alpha : float
+        Weight of the distillation loss; 0 switches it off.
+    temperature : float
+    overlay_prob : float
+        Share of the training images that get an IG map laid over them; 0 switches it off.
+    gamma : float
+        Weight of attention transfer; 0 switches it off.
+    overlay_weight : float
+        Weight of the map in the overlaid image.
+    max_exponent : float
+        The map is raised to a power drawn log-uniformly from 1 to this.
+
+    Raises
+    ------
+    InputError
+        If a number is out of its range: `alpha`, `overlay_prob` and `overlay_weight` are 0 to 1, `temperature` is above
+        0, `gamma` is 0 or more, `max_exponent` is 1 or more.
+    """
+
+    alpha: float = 0.0
+    temperature: float = 1.0
+    overlay_prob: float = 0.0
+    gamma: float = 0.0
+    overlay_weight: float = 0.5
+    max_exponent: float = 2.0
+
+    def __post_init__(self):
+        check_numbers(
+            self,
+            alpha=SHARE,
+            temperature=POSITIVE,
+            overlay_prob=SHARE,
+            gamma=NOT_NEGATIVE,
+            overlay_weight=SHARE,
+            max_exponent=FROM_ONE,
+        )
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether any of the three ingredients is switched on."""
+        return bool(self.alpha or self.overlay_prob or self.gamma)
+
+
+def method(kd: bool = False, ig: bool = False, at: bool = False) -> Method:
+    """The paper's constants for each ingredient that is on."""
+    return Method(
+        alpha=0.01 if kd else 0.0,
+        temperature=2.5 if kd else 1.0,
+        overlay_prob=0.1 if ig else 0.0,
+        gamma=0.8 if at else 0.0,
+    )
+
+
+#: The full 2 x 2 x 2 factorial, in the paper's order.
+ARMS = {
+    "Student": method(),
+    "KD": method(kd=True),
+    "IG": method(ig=True),
+    "AT": method(at=True),
+    "KD+IG": method(kd=True, ig=True),
+    "KD+AT": method(kd=True, at=True),
+    "IG+AT": method(ig=True, at=True),
+    "KD+IG+AT": method(kd=True, ig=True, at=True),
+}
+
+
+_OPTIMIZERS = {"adam": "Adam", "sgd": "SGD", "muon": "Muon"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the weights are fitted.
+
+    Attributes
+    ----------
+    num_epochs : int
+    batch_size : int
+    optimizer : {"adam", "sgd", "muon"}
+        SGD is with Nesterov momentum 0.9. With Muon (see `igkd.optimizers`) it fits only what Muon does not.
+    lr : float
+        Constant, or the peak of the one-cycle schedule.
+    one_cycle : bool
+        Linear warm-up over the first fifth of the steps, then linear decay to 0 (Smith & Topin 2018).
+    weight_decay : float
+        Of Adam and SGD, on the weights of convolutions and of the classifier, not on batch norm and biases.
+    padding : int
+        Pixels of zero border from which random crops are taken.
+    first_scale, first_share : float
+        In the first share of the steps images are scaled down to this part of their height and width.
+    cutout : int
+        Side in pixels of the square that is blackened in every image; 0 switches it off.
+
+    Raises
+    ------
+    InputError
+        If the optimizer is unknown or a number is out of its range: `num_epochs` and `batch_size` are 1 or more, `lr` is
+        above 0, `weight_decay`, `padding` and `cutout` are 0 or more, `first_scale` is above 0 and up to 1,
+        `first_share` is 0 to 1.
+    """
+
+    num_epochs: int
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    lr: float = 0.05
+    one_cycle: bool = True
+    weight_decay: float = 5e-4
+    padding: int = 4
+    first_scale: float = 1.0
+    first_share: float = 0.0
+    cutout: int = 0
+
+    def __post_init__(self):
+        if self.optimizer not in _OPTIMIZERS:
+            raise InputError(f"no optimizer {self.optimizer!r}; choose one of: {', '.join(_OPTIMIZERS)}")
+        check_numbers(
+            self,
+            num_epochs=FROM_ONE,
+            batch_size=FROM_ONE,
+            lr=POSITIVE,
+            weight_decay=NOT_NEGATIVE,
+            padding=NOT_NEGATIVE,
+            first_scale=PART,
+            first_share=SHARE,
+            cutout=NOT_NEGATIVE,
+        )
+
+    @property
+    def name(self) -> str:
+        """In a few words."""
+        rate = "in one cycle" if self.one_cycle else "at a constant rate"
+        return f"{self.num_epochs} epochs, {_OPTIMIZERS[self.optimizer]} {rate}, batches of {self.batch_size}"
+
+
+RECIPES = {
+    "paper": Recipe(num_epochs=100, optimizer="adam", lr=1e-3, one_cycle=False, weight_decay=0.0),
+    "fast": Recipe(num_epochs=8, optimizer="muon", first_scale=0.75, first_share=0.6),
+    "teacher": Recipe(num_epochs=36, optimizer="muon", first_scale=0.75, first_share=0.6, cutout=8),
+    "laptop": Recipe(num_epochs=16, batch_size=32, optimizer="muon", first_scale=0.75, first_share=0.6),
+    "demo": Recipe(num_epochs=7, batch_size=32, padding=1),
+}
+
+
 @dataclass(frozen=True)
 class SignalSpec:
-    """Which teacher signals a student learns from.
+    """Which signals of which teacher a student learns from.
 
     Attributes
     ----------
     teacher : str
         Key of the teacher's run.
     variant : str
-        What becomes of the signals, see `igkd.variants.VARIANTS`: ``described`` (each image gets its own, moved with
-        it), ``released`` (as the released code has them) or ``permuted`` (of other images, else as described); a
-        control of the map alone, ``same_class``, ``other_image``, ``pixels_shuffled``, ``phase_scrambled``, ``noise``,
-        ``luminance``, ``edges`` or ``dimming``; another attribution in place of IG, ``saliency``, ``smoothgrad`` or
-        ``gradcam``; or of the logits alone, ``uniform`` (a teacher that knows nothing) or ``online`` (of the very view
-        that the student sees).
+        What becomes of the signals, see `igkd.controls.VARIANTS`.
     n_steps : int
-        Integration steps of the IG maps; noisy copies of ``smoothgrad``, so that it costs as much.
+        Integration steps of the IG maps.
     baseline : str
         See `igkd.attribution.make_baseline`.
 
     Raises
     ------
     InputError
-        If the variant or the baseline is unknown, or `n_steps` is less than 1.
+        If `n_steps` is less than 1.
     """
 
     teacher: str
@@ -68,10 +292,6 @@ class SignalSpec:
     baseline: str = "mean"
 
     def __post_init__(self):
-        if self.variant not in VARIANTS:
-            raise InputError(f"no variant {self.variant!r} of the signals; choose one of: {', '.join(VARIANTS)}")
-        if self.baseline not in BASELINES:
-            raise InputError(f"no baseline {self.baseline!r}; choose one of: {', '.join(BASELINES)}")
         check_numbers(self, n_steps=FROM_ONE)
 
 
@@ -136,275 +356,11 @@ class Run:
 
 
 def _described(part) -> dict:
-    """Fields for the key; 1 and 1.0 are the same number, so they must be the same text.
-
-    A field that was added later is left out at its default, so that records keep their names.
-    """
-    fields = {}
-    for field in dataclasses.fields(part):
+    """Fields for the key; 1 and 1.0 are the same number, so they must be the same text."""
+    described = {}
+    for field in fields(part):
         value = getattr(part, field.name)
-        if field.metadata.get("added") and value == field.default:
-            continue
         if dataclasses.is_dataclass(value):
             value = _described(value)
-        fields[field.name] = float(value) if field.type is float else value
-    return fields
-
-
-@dataclass(frozen=True)
-class Record:
-    """What came out of one run.
-
-    Attributes
-    ----------
-    run : Run
-    outcome : dict
-        Equal for equal runs on the same machine: ``accuracy``, ``balanced_accuracy``, ``kappa``,
-        ``per_class_accuracy``, ``loss``, ``n_test``, ``n_train``, ``history`` (one dict an epoch), ``weights``
-        (digest), ``teacher_weights`` (digest or None), ``predictions`` (class of every scored image, see
-        `unpack_predictions`). Accuracies are fractions, of the last epoch.
-    provenance : dict
-        ``data`` (name), ``seconds``, ``machine``, ``versions``, ``code`` (see `code_version`): differ from machine to
-        machine.
-    """
-
-    run: Run
-    outcome: dict
-    provenance: dict
-
-    @property
-    def key(self) -> str:
-        """Key of the run."""
-        return self.run.key
-
-    def to_json(self) -> str:
-        """One JSON object, keys sorted."""
-        fields = {"key": self.key, "training_version": TRAINING_VERSION} | dataclasses.asdict(self)
-        return json.dumps(fields | {"digest": _digest(fields)}, indent=1, sort_keys=True) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "Record":
-        """Inverse of `to_json`.
-
-        Raises
-        ------
-        ValueError, KeyError, TypeError
-            If the text is no record, or its key does not fit its description.
-        """
-        return cls._from_fields(json.loads(text))
-
-    @classmethod
-    def _from_fields(cls, fields: dict) -> "Record":
-        record = cls(Run.from_dict(fields["run"]), fields["outcome"], fields["provenance"])
-        # Records of the first edition have no digest.
-        if "digest" in fields and fields["digest"] != _digest(fields):
-            raise ValueError("its content is not what was written: the digest does not fit")
-        if fields["training_version"] == TRAINING_VERSION and fields["key"] != record.key:
-            raise ValueError(f"its key {fields['key']} does not fit its description ({record.key})")
-        return record
-
-
-def _digest(fields: dict) -> str:
-    """First 16 hex digits of a SHA-256 over everything in a record but the digest itself."""
-    text = json.dumps({name: value for name, value in fields.items() if name != "digest"}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def pack_predictions(classes: np.ndarray) -> str:
-    """Predicted classes (N,), below 256, as text: about half a byte an image."""
-    return base64.b64encode(zlib.compress(classes.astype(np.uint8).tobytes(), 9)).decode()
-
-
-def unpack_predictions(text: str) -> np.ndarray:
-    """Inverse of `pack_predictions`: (N,) uint8."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
-
-
-@cache
-def code_version() -> dict:
-    """``commit`` of the code and whether it was ``dirty`` (changed since); None where there is no git checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
-    return {"commit": commit, "dirty": bool(changed.strip())}
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees either the whole of it or nothing, even after a kill.
-
-    Parameters
-    ----------
-    path : path
-        Its folder is made if need be; what was there before is replaced.
-    content : bytes
-
-    Raises
-    ------
-    OSError
-        If it cannot be written; what was there before is still there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as part:
-            part.write(content)
-            part.flush()
-            os.fsync(part.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def records_digest(table) -> str:
-    """First 12 hex digits of a SHA-256 over the records behind a figure or a verdict.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns ``key`` and ``accuracy``, one row a record, in any order.
-    """
-    lines = sorted(f"{key} {accuracy!r}" for key, accuracy in zip(table["key"], table["accuracy"], strict=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
-
-
-class Store:
-    """Records under ``root/<experiment>/<key>.json``; weights and checkpoints, which are not committed, beside.
-
-    Records made on another machine are merged by copying their files.
-
-    Parameters
-    ----------
-    root : path
-        Folder of the records.
-    scratch : path
-        Folder for weights, checkpoints and signals.
-    shipped : path
-        Folder of weights that come with the repository.
-    """
-
-    def __init__(self, root: Path, scratch: Path, shipped: Path):
-        self.root, self.scratch, self.shipped = Path(root), Path(scratch), Path(shipped)
-
-    def find(self, key: str) -> Record | None:
-        """The record of this key, whichever experiment asked for it first.
-
-        Parameters
-        ----------
-        key : str
-            See `Run.key`.
-
-        Returns
-        -------
-        Record or None
-            None if it is not here.
-
-        Raises
-        ------
-        InputError
-            If the file of this name is no record, or the record of another run.
-        """
-        paths = sorted(self.root.glob(f"*/{key}.json"))
-        found = [self._read(path) for path in paths]
-        for path, twin in zip(paths[1:], found[1:]):
-            if twin.outcome != found[0].outcome:
-                raise InputError(f"{path} and {paths[0]} are records of one run and differ; delete the wrong one")
-        return found[0] if found else None
-
-    def keys(self) -> set[str]:
-        """Keys of all records here."""
-        return {path.stem for path in self.root.glob("*/*.json")}
-
-    def records(self, experiment: str = "*") -> Iterator[Record]:
-        """All records, or those of one experiment, in the order of their keys.
-
-        Parameters
-        ----------
-        experiment : str
-            Name of its folder.
-
-        Raises
-        ------
-        InputError
-            If a file is no record, or does not have the name of its record.
-        """
-        for path in sorted(self.root.glob(f"{experiment}/*.json"), key=lambda path: path.stem):
-            yield self._read(path)
-
-    def add(self, record: Record, experiment: str) -> Path:
-        """Keep a record, in place of what was kept of the same run in the same experiment.
-
-        Parameters
-        ----------
-        record : Record
-        experiment : str
-            Name of the folder that it goes into.
-
-        Returns
-        -------
-        Path
-            Its file.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be written.
-        """
-        path = self.root / experiment / f"{record.key}.json"
-        write_atomically(path, record.to_json().encode())
-        return path
-
-    def forget(self, key: str) -> None:
-        """Remove what is known of a run, evaluations on other images too, so that it is trained again."""
-        known = [*self.root.glob(f"*/{key}.json"), *self.root.glob(f"shift/*/{key}-*.json")]
-        for path in [*known, self.weights_path(key), self.checkpoint_path(key)]:
-            path.unlink(missing_ok=True)
-
-    def weights_path(self, key: str) -> Path:
-        """Where a finished run's weights are written."""
-        return self.scratch / "weights" / f"{key}.safetensors"
-
-    def checkpoint_path(self, key: str) -> Path:
-        """Where an unfinished run's state is written, after an epoch and at most every few seconds."""
-        return self.scratch / "checkpoints" / f"{key}.pt"
-
-    def find_weights(self, key: str) -> Path | None:
-        """Weights of a run: made here, or shipped with the repository.
-
-        Parameters
-        ----------
-        key : str
-            See `Run.key`.
-
-        Returns
-        -------
-        Path or None
-            None if they are neither.
-
-        Raises
-        ------
-        InputError
-            If a file among the shipped weights, which are asked for their run, cannot be read.
-        """
-        if self.weights_path(key).exists():
-            return self.weights_path(key)
-        for path in sorted(self.shipped.glob("*.safetensors")):
-            if weights_metadata(path).get("run") == key:
-                return path
-        return None
-
-    @staticmethod
-    def _read(path: Path) -> Record:
-        try:
-            fields = json.loads(path.read_text())
-            record = Record._from_fields(fields)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is not a record ({error}); delete it and it is trained again") from error
-        # The key as it was written: that of a record of older training code is another now.
-        if fields["key"] != path.stem:
-            raise InputError(f"{path} holds the record of another run, {fields['key']}; delete it if it is a copy")
-        return record
+        described[field.name] = float(value) if field.type is float else value
+    return described

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,15 +20,16 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from igkd import attribution
-from igkd.attribution import MAX_BATCH_SIZE, MAX_BATCH_SIZE_ACCELERATOR, evaluating
+from igkd.attribution import MAX_BATCH_SIZE_ACCELERATOR, evaluating
 from igkd.augment import crop_mirror, draw, pad
+from igkd.controls import KINDS, vary
 from igkd.device import Compute
 from igkd.errors import InputError
 from igkd.images import ImageSet, as_input
 from igkd.losses import attention_map
 from igkd.models import MobileNetV2, attention_tap, state_digest
-from igkd.runs import SIGNALS, Run, SignalSpec, stream, write_atomically
-from igkd.variants import ATTRIBUTIONS, KINDS, vary
+from igkd.records import write_atomically
+from igkd.runs import SIGNALS, Run, SignalSpec, stream
 
 #: Part of the names of the files: raise it when a change of the code changes the signals.
 SIGNALS_VERSION = 2
@@ -58,15 +58,11 @@ class Signals:
     logits : Tensor (N, num_classes) float32
     attention : Tensor (N, h * w) float16, unit length
     maps : Tensor (N, H, W) float16, non-negative
-    teacher : MobileNetV2
-        Where the logits are computed at each step in place of `logits` (variant ``online``); as it is trained, for
-        inference.
     """
 
     logits: Tensor | None = None
     attention: Tensor | None = None
     maps: Tensor | None = None
-    teacher: MobileNetV2 | None = None
 
     def to(self, device: str) -> "Signals":
         """The same signals on another device."""
@@ -118,16 +114,13 @@ def load_signals(
     own = logits_of(images)
     check_alignment(own, images.train_labels, teacher.accuracy)
     signals = Signals()
-    if method.alpha and variant == "online":
-        signals = replace(signals, teacher=compute.prepare(deepcopy(teacher.model)).eval())
-    elif method.alpha:
+    if method.alpha:
         signals = replace(signals, logits=logits_of(shown("logits")) if variant == "released" else own)
     if method.gamma:
         attention = passed_on(shown("attention"), lambda _, each: attention_map(each).half(), kind="attention", tap=tap)
         signals = replace(signals, attention=attention)
     if method.overlay_prob:
-        made = _cached_maps(shown("maps"), teacher, run.signals, folder, compute, log)
-        signals = replace(signals, maps=made["maps"])
+        signals = replace(signals, maps=load_maps(shown("maps"), teacher, run.signals, folder, compute, log))
     return signals
 
 
@@ -138,26 +131,15 @@ def needed(run: Run) -> tuple:
     return run.signals, run.recipe.padding, bool(method.alpha), tap, bool(method.overlay_prob)
 
 
-def of_variant(run: Run, images: ImageSet, signals: Signals) -> Signals:
-    """Apply the run's variant (shuffling, noise, ...) to the signals of `load_signals`, with the run's seed."""
+def of_variant(run: Run, signals: Signals) -> Signals:
+    """Apply the run's variant to the signals of `load_signals`, with the run's seed."""
     made = {}
     for kind in KINDS:
         signal = getattr(signals, kind)
         if signal is not None:
             generator = stream(run.seed, SIGNALS, KINDS.index(kind))
-            made[kind] = vary(run.signals.variant, kind, signal, images.train_images, images.train_labels, generator)
+            made[kind] = vary(run.signals.variant, kind, signal, generator)
     return replace(signals, **made)
-
-
-@dataclass(frozen=True, eq=False)
-class Maps:
-    """Attribution maps (N, H, W) float16 of all training images for their labels, in data-set order.
-
-    `completeness_error` (see `igkd.attribution`) is None for another attribution than integrated gradients.
-    """
-
-    maps: Tensor
-    completeness_error: float | None
 
 
 def load_maps(
@@ -167,50 +149,32 @@ def load_maps(
     folder: Path,
     compute: Compute,
     log: Callable[[str], None] = print,
-) -> Maps:
-    """Maps of all training images for their labels, read from `folder` or computed and kept there.
+) -> Tensor:
+    """IG maps (N, H, W) float16 of all training images for their labels, read from `folder` or computed and kept there.
 
-    They are of integrated gradients with the steps and the baseline of `spec`, unless its variant names another
-    attribution. `log` gets a line with the completeness error, the other parameters are those of `load_signals`.
+    They have the steps and the baseline of `spec`. The other parameters are those of `load_signals`; `log` gets two lines
+    when maps are computed, the second with their completeness error (see `igkd.attribution`).
     """
-    made = _cached_maps(images, teacher, spec, folder, compute, log)
-    error = attribution.completeness_error(made["delta"], made["rise"]) if "delta" in made else None
-    if error is not None:
-        log(f"IG maps of {len(made['maps']):,} images with {spec.n_steps} steps: completeness error {error:.1%}")
-    return Maps(made["maps"], error)
-
-
-def _cached_maps(images, teacher, spec, folder, compute, log) -> dict[str, Tensor]:
-    kind, n = spec.variant if spec.variant in ATTRIBUTIONS else "IG", images.n_train
     # IG makes its own batches of the points on all paths; what it does once a call is dear on a GPU.
-    at_once = MAX_BATCH_SIZE.get(compute.device, IMAGES_AT_ONCE)
-    if kind == "IG":
-        at_once = IMAGES_AT_ONCE if compute.device == "cpu" else MAX_BATCH_SIZE_ACCELERATOR
+    at_once = IMAGES_AT_ONCE if compute.device == "cpu" else MAX_BATCH_SIZE_ACCELERATOR
 
     def make() -> dict[str, Tensor]:
-        log(f"computing the {kind} maps of {n:,} images" + f" with {spec.n_steps} steps" * (kind == "IG"))
+        log(f"computing the IG maps of {images.n_train:,} images with {spec.n_steps} steps")
         model, parts = compute.prepare(teacher.model), []
-        for rows in torch.arange(n).split(at_once):
+        for rows in torch.arange(images.n_train).split(at_once):
             x = as_input(images.train_images[rows.numpy()], compute.device)
             labels = torch.from_numpy(images.train_labels)[rows].to(compute.device)
+            baseline = attribution.make_baseline(spec.baseline, x, model)
             with compute.autocast():
-                made = _attribute(kind, model, x, labels, spec, seed=int(rows[0]))
-            parts.append({name: tensor.cpu() for name, tensor in made.items()})
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                found = attribution.integrated_gradients(model, x, labels, n_steps=spec.n_steps, baseline=baseline)
+            maps = attribution.saliency_map(found.attributions).half()
+            parts.append({"maps": maps.cpu(), "delta": found.delta.cpu(), "rise": found.rise.cpu()})
+        made = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        error = attribution.completeness_error(made["delta"], made["rise"])
+        log(f"IG maps of {images.n_train:,} images with {spec.n_steps} steps: completeness error {error:.1%}")
+        return made
 
-    return cached(_file(folder, images, teacher, kind=kind, n_steps=spec.n_steps, baseline=spec.baseline), make)
-
-
-def _attribute(kind: str, model: MobileNetV2, x: Tensor, labels: Tensor, spec: SignalSpec, seed: int) -> dict:
-    if kind == "saliency":
-        return {"maps": attribution.saliency(model, x, labels).half()}
-    if kind == "smoothgrad":
-        return {"maps": attribution.smoothgrad(model, x, labels, n_samples=spec.n_steps, seed=seed).half()}
-    if kind == "gradcam":
-        return {"maps": attribution.grad_cam(model, model.features[-1], x, labels).half()}
-    baseline = attribution.make_baseline(spec.baseline, x, model)
-    found = attribution.integrated_gradients(model, x, labels, n_steps=spec.n_steps, baseline=baseline)
-    return {"maps": attribution.saliency_map(found.attributions).half(), "delta": found.delta, "rise": found.rise}
+    return cached(_file(folder, images, teacher, kind="IG", n_steps=spec.n_steps, baseline=spec.baseline), make)["maps"]
 
 
 def attention_maps(model: MobileNetV2, images: np.ndarray, tap: int, compute: Compute) -> Tensor:

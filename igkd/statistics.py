@@ -16,7 +16,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from igkd.errors import InputError
-from igkd.methods import ARMS
+from igkd.runs import ARMS
 
 TINY = 1e-12  # rounding leaves a spread of about 1e-16 in differences of accuracies that are all equal
 COLUMNS = ["arm", "reference", "n", "n_reference", "mean", "mean_reference", "difference", "low", "high", "p"]

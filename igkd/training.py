@@ -12,6 +12,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -26,24 +27,15 @@ from igkd.device import Compute
 from igkd.errors import InputError, TrainingError, first_line
 from igkd.images import ImageSet, train_indices, validation_indices
 from igkd.losses import attention_loss, attention_map, distillation_loss
-from igkd.models import MobileNetV2, attention_tap, pack_weights, state_digest
-from igkd.optimizers import make_optimizer, orthogonalise_gradients, pointwise_weights
-from igkd.runs import (
-    AUGMENTATION,
-    DROPOUT,
-    ORDER,
-    WEIGHTS,
-    Record,
-    Run,
-    Store,
-    code_version,
-    pack_predictions,
-    stream,
-    write_atomically,
-)
+from igkd.models import MobileNetV2, attention_tap, build, pack_weights, state_digest
+from igkd.optimizers import make_optimizers
+from igkd.records import Record, Store, code_version, pack_predictions, write_atomically
+from igkd.runs import AUGMENTATION, DROPOUT, ORDER, WEIGHTS, Run, stream
 from igkd.signals import Signals, as_input
 
 CHECKPOINT_EVERY_SECONDS = 20
+#: Batch norm averages over ten steps, or over a tenth of all steps if these are fewer.
+LAG = 10
 EVALUATION_BATCH = {"cpu": 128}
 EVALUATION_BATCH_ACCELERATOR = 1024
 
@@ -89,17 +81,11 @@ def train(
     if images.fingerprint != run.data:
         raise InputError(f"the run is of the images {run.data}, not of {images.fingerprint}; give it those")
     threads = torch.get_num_threads()
-    # Sums are taken in another order by another number of threads, so the number must depend on the run alone.
-    torch.set_num_threads(threads if trains_alone(run) else 1)
+    torch.set_num_threads(1)  # more would add up in another order, and two trainings side by side are faster
     try:
         return _train(run, images, store, compute, signals, teacher_digest, log)
     finally:
         torch.set_num_threads(threads)
-
-
-def trains_alone(run: Run) -> bool:
-    """Whether a training gets all processor cores, because students wait for it, rather than one beside others."""
-    return run.architecture.blocks_removed == 0
 
 
 def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
@@ -107,12 +93,14 @@ def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
     chosen = torch.from_numpy(train_indices(images.train_labels, run.subset))
     batch_size = min(recipe.batch_size, len(chosen))
     num_batches = len(chosen) // batch_size  # what does not fill a batch is left out, other images in each epoch
-    model = run.architecture.build(
-        images.num_classes, images.mean_std, stream(run.seed, WEIGHTS), recipe.zero_init_residual
-    )
+    num_steps = recipe.num_epochs * num_batches
+    model = build(run.architecture, images.num_classes, images.mean_std, stream(run.seed, WEIGHTS))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # its average over ten steps lags behind where there are few
+            module.momentum = max(module.momentum, min(1.0, LAG / num_steps))
     model = compute.prepare(model)
-    optimizer, scheduler = make_optimizer(model, recipe, max(1, len(chosen) // recipe.batch_size))
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    optimizers = make_optimizers(model, recipe, num_steps)
+    parts = {"model": model} | {f"{number}": part for number, part in enumerate(chain.from_iterable(optimizers))}
     checkpoint = store.checkpoint_path(run.key)
     history, seconds = _restore(checkpoint, parts, teacher_digest, log)
 
@@ -122,26 +110,29 @@ def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
     maps = None if signals.maps is None else pad(signals.maps, recipe.padding)
     tap = attention_tap(run.architecture.blocks_removed) if method.gamma else None
     released = run.signals is not None and run.signals.variant == "released"  # its code moves the image alone
-    orthogonalised = pointwise_weights(model) if recipe.optimizer == "orthogonal_sgd" else []
+    first_steps = round(recipe.first_share * num_steps)
+    first_size = tuple(round(recipe.first_scale * side) for side in images.size)
 
-    def losses(rows: Tensor, drawn: Draw) -> tuple[dict[str, Tensor], Tensor]:
+    def losses(rows: Tensor, drawn: Draw, step: int) -> tuple[dict[str, Tensor], Tensor]:
         """The terms of the loss by name, not weighted, and the share of the batch that is right."""
         moved = drawn.centred(recipe.padding) if released else drawn
         x = crop_mirror(pixels, rows, drawn, images.size).permute(0, 3, 1, 2).float() / 255
         if method.overlay_prob:
             x = overlay(x, crop_mirror(maps, rows, moved, images.size).float(), drawn, method.overlay_weight)
-        if method.cutout:
-            x = cutout(x, drawn, method.cutout)
+        if recipe.cutout:
+            x = cutout(x, drawn, recipe.cutout)
+        if step < first_steps:
+            x = F.interpolate(x, first_size, mode="area")
         with compute.autocast():
             output = model(x, tap)
         logits, activation = output if method.gamma else (output, None)
         logits = logits.float()
         terms = {"cross_entropy": F.cross_entropy(logits, labels[rows])}
         if method.alpha:
-            taught = signals.logits[rows] if signals.teacher is None else _answers(signals.teacher, x, compute)
-            terms["distillation"] = distillation_loss(logits, taught, method.temperature)
+            terms["distillation"] = distillation_loss(logits, signals.logits[rows], method.temperature)
         if method.gamma:
-            target = move_attention(signals.attention, rows, moved, recipe.padding, images.size)
+            cells = tuple(activation.shape[2:])
+            target = move_attention(signals.attention, rows, moved, recipe.padding, images.size, cells)
             terms["attention"] = attention_loss(attention_map(activation.float()), target)
         return terms, (logits.argmax(1) == labels[rows]).float().mean()
 
@@ -163,17 +154,16 @@ def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
             torch.manual_seed(stream(run.seed, DROPOUT, epoch).initial_seed())
             for batch in range(num_batches):
                 rows = slice(batch * batch_size, (batch + 1) * batch_size)
-                terms, right = losses(order[rows], drawn[rows])
+                terms, right = losses(order[rows], drawn[rows], epoch * num_batches + batch)
                 weighted = {name: weights[name] * term for name, term in terms.items()}
                 loss = sum(weighted.values())
                 if len(terms) > 1 and batch == num_batches - 1:
                     norms = {name: _gradient_norm(term, model) for name, term in weighted.items()}
-                optimizer.zero_grad()
+                model.zero_grad()
                 loss.backward()
-                with compute.autocast():
-                    orthogonalise_gradients(orthogonalised)
-                optimizer.step()
-                scheduler.step()
+                for optimizer, scheduler in optimizers:
+                    optimizer.step()
+                    scheduler.step()
                 measured = {"loss": loss, **terms, "train_accuracy": right}
                 sums.update({name: value.detach() for name, value in measured.items()})
         # Nothing above reads a value back, so the device is waited for once an epoch, here.
@@ -278,13 +268,6 @@ def _gradient_norm(term: Tensor, model: nn.Module) -> Tensor:
     gradients = torch.autograd.grad(term, list(model.parameters()), retain_graph=True, allow_unused=True)
     squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
     return torch.stack(squares).sum().sqrt()
-
-
-@torch.no_grad()
-def _answers(teacher: nn.Module, x: Tensor, compute: Compute) -> Tensor:
-    """The teacher's logits for the views that the student sees (Beyer et al., arXiv 2106.05237)."""
-    with compute.autocast():
-        return teacher(x).float()
 
 
 def _write(path: Path, content) -> None:

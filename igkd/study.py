@@ -10,8 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache, cached_property
-from itertools import groupby, takewhile
+from functools import cache, cached_property, partial
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,8 @@ from joblib import Parallel, cpu_count, delayed
 from igkd.costs import Measurements
 from igkd.device import Compute, machine_name, pick_compute
 from igkd.errors import InputError, MissingImages, TrainingError, first_line
-from igkd.experiments import NOTEBOOKS, Plan, Planned, Profile, profile, teacher_run
-from igkd.images import CIFAR10_CLASSES, ImageSet, RecordedImages, Subset, load_images
-from igkd.methods import RECIPES
+from igkd.experiments import NOTEBOOKS, ORDER, Plan, Planned, Profile, profile, teacher_run
+from igkd.images import CIFAR10_CLASSES, ImageSet, RecordedImages, load_images
 from igkd.models import (
     MobileNetV2,
     attention_tap,
@@ -33,14 +32,13 @@ from igkd.models import (
     load_weights,
     weights_metadata,
 )
-from igkd.runs import Record, Run, SignalSpec, Store, unpack_predictions
+from igkd.records import Record, Store, unpack_predictions
+from igkd.runs import Run, SignalSpec, Subset
 from igkd.signals import Signals, Teacher, load_maps, load_signals, needed, of_variant
-from igkd.training import train, trains_alone
+from igkd.training import train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED_TEACHER = "teacher-cifar10.safetensors"
-#: From which only the runs learn that ask whether gains depend on the teacher.
-SECOND_TEACHER = "second-teacher-cifar10.safetensors"
 #: Training images of CIFAR-10 that make a study one of the paper's size.
 FULL_SIZE = 40_000
 #: Seconds that a reader waits for a recorded network to be trained again, because its weights are not here.
@@ -140,23 +138,13 @@ class Study:
     def plan(self) -> Plan:
         """What the experiments need to know to declare their runs."""
         if self.profile.teacher is not None:
-            recipes = self.profile.teacher, RECIPES["teacher"]
-            keys = [teacher_run(self.fingerprint, recipe).key for recipe in recipes]
-        else:
-            keys = [self._shipped_key(name) for name in (SHIPPED_TEACHER, SECOND_TEACHER)]
-        return Plan(self.profile, self.fingerprint, *keys, self._accuracy)
-
-    def _shipped_key(self, name: str) -> str:
-        path = self.store.shipped / name
+            return Plan(self.profile, self.fingerprint, teacher_run(self.fingerprint, self.profile.teacher).key)
+        path = self.store.shipped / SHIPPED_TEACHER
         if not path.exists():
             raise InputError(f"the {self.profile.name} profile needs the teacher {path}; get it from the repository")
         if "run" not in (metadata := weights_metadata(path)):
             raise InputError(f"{path} does not say of which run it is; get it from the repository again")
-        return metadata["run"]
-
-    def _accuracy(self, key: str) -> float | None:
-        record = self.store.find(key)
-        return record and record.outcome["accuracy"]
+        return Plan(self.profile, self.fingerprint, metadata["run"])
 
     @property
     def data_name(self) -> str:
@@ -200,18 +188,14 @@ class Study:
         return [_as_teacher(teacher_run(self.fingerprint, self.profile.teacher))]
 
     def planned(self, notebooks: Iterable[str] = NOTEBOOKS) -> list[Planned]:
-        """The runs that the notebooks declare: the teacher, then seed by seed, of each seed arms and controls first.
+        """The runs that the notebooks declare: the teacher, then in the order of doing.
 
         A run that several experiments share has the labels of the first.
         """
-        unique: dict[str, Planned] = {}
-        for name in notebooks:
-            for experiment in NOTEBOOKS.get(name, ()):
-                for item in experiment(self.plan):
-                    unique.setdefault(item.run.key, item)
-        decisive = {"arms", "controls"}  # what the paper claims and what its signals contribute, before all else
-        order = sorted(unique.values(), key=lambda item: (item.labels["seed"], item.experiment not in decisive))
-        return self.teacher_runs() + order
+        declared = {experiment for name in notebooks for experiment in NOTEBOOKS.get(name, ())}
+        items = [item for experiment in ORDER if experiment in declared for item in experiment(self.plan)]
+        unique = {item.run.key: item for item in reversed(items)}
+        return self.teacher_runs() + list(unique.values())[::-1]
 
     def teacher(self, key: str | None = None) -> Teacher:
         """The teacher of this key, by default the profile's own, which is trained first if need be."""
@@ -250,12 +234,12 @@ class Study:
         n_steps = self.profile.n_steps if n_steps is None else n_steps
         spec = SignalSpec(self.plan.teacher_key, n_steps=n_steps, baseline=baseline)
         folder = self.store.scratch / "signals"
-        return load_maps(self.images, self.teacher(), spec, folder, self.compute, self.log).maps
+        return load_maps(self.images, self.teacher(), spec, folder, self.compute, self.log)
 
     def signals(self, run: Run, images: ImageSet | None = None) -> Signals:
         """What a run learns from besides the labels, read or computed; or what it would from other images."""
         images = self.images if images is None else images
-        return of_variant(run, images, self.teacher_signals(run, images))
+        return of_variant(run, self.teacher_signals(run, images))
 
     def teacher_signals(self, run: Run, images: ImageSet | None = None) -> Signals:
         """As `signals`, before the run's variant and seed make something else of them."""
@@ -273,12 +257,12 @@ class Study:
 
     def train(self, run: Run, log: Callable[[str], None] = lambda line: None) -> Record:
         """Train one run now, whether or not it is recorded; the record is returned, not kept."""
-        record = self._train(run, log)
+        record = train(run, *self._given(run), log)
         self.store.checkpoint_path(run.key).unlink(missing_ok=True)
         return record
 
-    def _train(self, run: Run, log: Callable[[str], None]) -> Record:
-        return train(run, self.images, self.store, self.compute, self.signals(run), self.teacher_digest(run), log)
+    def _given(self, run: Run) -> tuple:
+        return self.images, self.store, self.compute, self.signals(run), self.teacher_digest(run)
 
     def student(self, run: Run) -> MobileNetV2 | None:
         """The trained network of a run.
@@ -352,13 +336,6 @@ class Study:
             )
         return self.table(planned)
 
-    def complete(self, notebooks: Iterable[str] = NOTEBOOKS, budget: float | None = None) -> None:
-        """Train what the notebooks declare and is missing, and then what these results decide; else as `ensure`."""
-        started, planned = time.monotonic(), []
-        while len(now := self.planned(notebooks)) > len(planned):
-            planned = now
-            self.ensure(planned, budget and max(0.0, budget - (time.monotonic() - started)))
-
     def _trained(self, missing: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
         """As `TrainAll`, with the teachers before all others; students of a teacher that failed fail with it."""
         by_key = {item.run.key: item for item in missing}
@@ -379,18 +356,11 @@ class Study:
     def _train_here(self, items: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
         """`TrainAll` on this machine."""
 
-        def started(some: Iterable) -> Iterator:
-            return takewhile(lambda _: on_time(), some)
-
         for stage in _stages(items):
-            alone = [item for item in stage if trains_alone(item.run)]
-            beside = [item for item in stage if not trains_alone(item.run)]
-            if self.jobs == 1 or len(beside) < 2:
-                yield from map(self._attempt, started(beside))
+            if self.jobs > 1 and len(stage) > 1:
+                yield from self._side_by_side(stage, on_time)
             else:
-                yield from self._side_by_side(beside, on_time)
-            for item in started(alone):
-                yield self._attempt(item, lambda line: self.log(f"{describe(item)}: {line}"))  # noqa: B023
+                yield from map(self._attempt, takewhile(lambda _: on_time(), stage))
 
     def prepare_signals(self, items: list[Planned], on_time: Callable[[], bool]) -> dict[tuple, str]:
         """Compute here what several processes would compute otherwise.
@@ -440,14 +410,19 @@ class Study:
                 if not blamed:
                     raise
 
-    def _attempt(self, item: Planned, log: Callable[[str], None] = lambda line: None) -> tuple[Planned, Record | str]:
+    def _attempt(self, item: Planned) -> tuple[Planned, Record | str]:
         try:
             # Another program may have trained it since this one looked.
-            return item, self.store.find(item.run.key) or self._train(item.run, log)
+            record = self.store.find(item.run.key)
+            return item, record or train(item.run, *self._given(item.run), partial(self._progress, item))
         except MissingImages:
             raise  # no run can be trained
         except ONE_RUN as error:
             return item, first_line(error)
+
+    def _progress(self, item: Planned, line: str) -> None:
+        if item.run.architecture.blocks_removed == 0:  # the teacher, for which all others wait
+            self.log(f"{describe(item)}: {line}")
 
     def predictions(self, planned: list[Planned]) -> np.ndarray:
         """Predicted classes (runs, images) uint8 of recorded runs that are scored on the same images.
@@ -546,20 +521,15 @@ def _attempt_elsewhere(where: tuple, item: Planned) -> tuple[Planned, Record | s
 
 
 def _stages(items: list[Planned]) -> Iterator[list[Planned]]:
-    """Parts that are trained one after the other, so that signals and long trainings wait for their turn.
-
-    What the arms of a seed need comes before what its controls need. Where nothing new is needed, the next seed does not
-    wait for the slowest run of the one before.
-    """
+    """Parts that are trained one after the other, so that signals wait for their turn."""
     stage, prepared = [], set()
-    for _, group in groupby(items, lambda item: (item.labels["seed"], item.experiment == "arms")):
-        group = list(group)
-        kinds = {needed(item.run) for item in group}
-        if stage and (kinds - prepared or any(trains_alone(item.run) for item in stage)):
+    for item in items:
+        kind = needed(item.run)
+        if stage and kind not in prepared:
             yield stage
             stage = []
-        prepared |= kinds
-        stage += group
+        prepared.add(kind)
+        stage.append(item)
     if stage:
         yield stage
 
