@@ -58,18 +58,12 @@ class Record:
         Raises
         ------
         ValueError, KeyError, TypeError
-            If the text is no record, or its key does not fit its description.
+            If the text is no record, was changed, or is of another version of the training code.
         """
-        return cls._from_fields(json.loads(text))
-
-    @classmethod
-    def _from_fields(cls, fields: dict) -> "Record":
+        fields = json.loads(text)
         record = cls(Run.from_dict(fields["run"]), fields["outcome"], fields["provenance"])
-        # Records of the first edition have no digest.
-        if "digest" in fields and fields["digest"] != _digest(fields):
-            raise ValueError("its content is not what was written: the digest does not fit")
-        if fields["training_version"] == TRAINING_VERSION and fields["key"] != record.key:
-            raise ValueError(f"its key {fields['key']} does not fit its description ({record.key})")
+        if fields["digest"] != _digest(fields) or fields["key"] != record.key:
+            raise ValueError("its digest or key does not fit its content")
         return record
 
 
@@ -269,11 +263,9 @@ class Store:
     @staticmethod
     def _read(path: Path) -> Record:
         try:
-            fields = json.loads(path.read_text())
-            record = Record._from_fields(fields)
+            record = Record.from_json(path.read_text())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is not a record ({error}); delete it and it is trained again") from error
-        # The key as it was written: that of a record of older training code is another now.
-        if fields["key"] != path.stem:
-            raise InputError(f"{path} holds the record of another run, {fields['key']}; delete it if it is a copy")
+        if record.key != path.stem:
+            raise InputError(f"{path} holds the record of another run, {record.key}; delete it if it is a copy")
         return record

@@ -430,14 +430,11 @@ class Study:
         Raises
         ------
         InputError
-            If a run is not recorded, or its record is of the first edition, which kept no predictions.
+            If a run is not recorded.
         """
         records = [self.store.find(item.run.key) for item in planned]
-        without = [
-            describe(item) for item, record in zip(planned, records) if not (record and "predictions" in record.outcome)
-        ]
-        if without:
-            raise InputError(f"there are no predictions of {without[0]}; train it with --force")
+        if missing := [describe(item) for item, record in zip(planned, records) if record is None]:
+            raise InputError(f"there is no record of {missing[0]}; train it first")
         return np.stack([unpack_predictions(record.outcome["predictions"]) for record in records])
 
     def table(self, planned: list[Planned]) -> pd.DataFrame:
@@ -458,7 +455,7 @@ class Study:
         DataFrame
             One row an epoch of a run: its labels, ``key``, ``epoch`` (from 1), means over the epoch of ``loss``, of its
             terms (unweighted) and of ``train_accuracy``, and ``gradient_norms.<term>`` (see `igkd.training`). NaN
-            where a run has no such term or its record is older than the measure.
+            where a run has no such term.
         """
         rows = []
         for item in planned:
