@@ -106,6 +106,11 @@ class Study:
             images = load_images(self.profile.dataset, self.data, log=self.log)
         except MissingImages as missing:
             return self._recorded_images(missing)
+        if self.profile.dataset == "cifar10" and self.profile.teacher is None and images.class_names != CIFAR10_CLASSES:
+            raise InputError(
+                f"the teacher of the {self.profile.name} profile knows the classes of CIFAR-10, in their order, not "
+                f"{', '.join(images.class_names)}; for images of your own there is --profile paper"
+            )
         return images if self.profile.take is None else images.take(*self.profile.take)
 
     @property
@@ -215,7 +220,19 @@ class Study:
             if "accuracy" not in metadata:
                 raise InputError(f"{path} does not say how accurate it is; get it again, or train it again")
             self._teachers[key] = Teacher(model, float(metadata["accuracy"]))
+            if self.has_images:
+                self._check_teacher(self._teachers[key].accuracy)
         return self._teachers[key]
+
+    def _check_teacher(self, accuracy: float) -> None:
+        """Refuse a teacher from which nothing can be learned, before its students are trained."""
+        n = self.images.n_test
+        largest = np.bincount(self.images.test_labels).max() / n
+        if accuracy < largest + 2 * (largest * (1 - largest) / n) ** 0.5:
+            raise InputError(
+                f"the teacher has {accuracy:.1%} on {n} test images, of which {largest:.1%} are of one class: students "
+                "would learn nothing from it; give more images"
+            )
 
     def teacher_record(self) -> Record:
         """What came out of the teacher's training."""
@@ -337,25 +354,20 @@ class Study:
         return self.table(planned)
 
     def _trained(self, missing: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
-        """As `TrainAll`, with the teachers before all others; students of a teacher that failed fail with it."""
-        by_key = {item.run.key: item for item in missing}
-        teachers = {item.run.signals.teacher for item in missing if item.run.signals} & by_key.keys()
-        untaught = set()
-        for item, result in self.train_all([by_key[key] for key in sorted(teachers)], on_time):
-            if isinstance(result, str):
-                untaught.add(item.run.key)
+        """As `TrainAll`, with the teacher before all others, which fail with it."""
+        teachers = [item for item in missing if item.run.key == self.plan.teacher_key]
+        rest = [item for item in missing if item.run.key != self.plan.teacher_key]
+        for item, result in self.train_all(teachers, on_time):
             yield item, result
-        rest = []
-        for item in missing:
-            if item.run.signals and item.run.signals.teacher in untaught:
-                yield item, "its teacher could not be trained"
-            elif item.run.key not in teachers:
-                rest.append(item)
+            if isinstance(result, str):
+                yield from ((each, "its teacher could not be trained") for each in rest)
+                return
+        if any(item.run.signals for item in rest) and on_time():
+            self.teacher()  # one that knows nothing stops the study here
         yield from self.train_all(rest, on_time)
 
     def _train_here(self, items: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
         """`TrainAll` on this machine."""
-
         for stage in _stages(items):
             if self.jobs > 1 and len(stage) > 1:
                 yield from self._side_by_side(stage, on_time)
