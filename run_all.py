@@ -285,9 +285,11 @@ def verify(study, numbers: list[str], count: int) -> int:
 def publish(study, notebooks: list[Path], build: Path) -> int:
     """Copy outputs, figures, measured times and the weights of the students shown into the repository."""
     import nbformat
+    import numpy as np
 
     from igkd.experiments import shown
     from igkd.records import write_atomically
+    from igkd.study import SHIPPED_LOGITS, SHIPPED_TEACHER
 
     for path in notebooks:
         copy = build / "notebooks" / path.name
@@ -312,10 +314,15 @@ def publish(study, notebooks: list[Path], build: Path) -> int:
     shutil.copytree(build / "figures", ROOT / "figures", dirs_exist_ok=True)
     if study.latency_files[0].exists():
         shutil.copy(*study.latency_files)
-    for item in shown(study.plan) if study.profile.name != "demo" else ():  # whose networks every reader trains
-        name = f"{study.profile.name}-{item.labels['arm']}-{item.run.architecture.blocks_removed}-removed.safetensors"
+    if study.profile.name == "demo":  # whose networks every reader trains
+        return 0
+    networks = {f"{study.profile.name}-{item.labels['arm']}.safetensors": item for item in shown(study.plan)}
+    networks |= dict.fromkeys([SHIPPED_TEACHER] * len(study.teacher_runs()), study.planned_teacher())
+    for name, item in networks.items():
         if (weights := study.store.weights_path(item.run.key)).exists():
             shutil.copy(weights, study.store.shipped / name)
+    if study.teacher_runs():
+        np.save(study.store.shipped / SHIPPED_LOGITS, study.teacher_logits().half().numpy())
     return 0
 
 

@@ -35,10 +35,11 @@ from igkd.models import (
 from igkd.records import Record, Store, unpack_predictions
 from igkd.runs import Run, SignalSpec, Subset
 from igkd.signals import Signals, Teacher, load_maps, load_signals, needed, of_variant
-from igkd.training import train
+from igkd.training import predict, train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED_TEACHER = "teacher-cifar10.safetensors"
+SHIPPED_LOGITS = "teacher-cifar10-test-logits.npy"
 #: Training images of CIFAR-10 that make a study one of the paper's size.
 FULL_SIZE = 40_000
 #: Seconds that a reader waits for a recorded network to be trained again, because its weights are not here.
@@ -233,6 +234,12 @@ class Study:
                 f"the teacher has {accuracy:.1%} on {n} test images, of which {largest:.1%} are of one class: students "
                 "would learn nothing from it; give more images"
             )
+
+    def teacher_logits(self) -> torch.Tensor:
+        """The teacher's logits (N, num_classes) of the test images; without the images those in the repository."""
+        if self.has_images:
+            return predict(self.teacher().model, self.images.test_images, self.compute)
+        return torch.from_numpy(np.load(self.store.shipped / SHIPPED_LOGITS)).float()
 
     def teacher_record(self) -> Record:
         """What came out of the teacher's training."""
