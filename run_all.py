@@ -30,7 +30,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = OneLineParser(prog="run_all.py", description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n", 1)[1])
     parser.add_argument("--profile", default="demo", metavar="demo|laptop|paper", help="how large (default: demo)")
-    parser.add_argument("--only", nargs="+", metavar="NN", help="only these notebooks, for example 01 03")
+    parser.add_argument("--only", nargs="+", metavar="NN", help="only these notebooks, by number or name: 01 03_distillation")
     parser.add_argument("--data", default="", help="CIFAR-10 or your own images: a folder, an .npz file, or 'download'")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: one a processor core; a GPU: 1)")
@@ -72,7 +72,7 @@ def main() -> int:
     sys.stdout.reconfigure(line_buffering=True)  # a log in a file is up to date
     notebooks = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     numbers = [path.name[:2] for path in notebooks]
-    only = [text.zfill(2) for text in options.only or numbers]
+    only = [text.partition("_")[0].zfill(2) for text in options.only or numbers]
     if unknown := [number for number in only if number not in numbers]:
         raise InputError(f"there is no notebook {', '.join(unknown)}; there are {', '.join(numbers)}")
     notebooks = [path for path in notebooks if path.name[:2] in only]
@@ -162,7 +162,7 @@ def reproduce(study, notebooks: list[Path], build: Path, parameters: dict, optio
     if not options.runs_only:
         from igkd.claims import write_ledger
 
-        write_ledger(study)
+        print(write_ledger(study)[["published", "here", "verdict"]].to_string())
         print(f"executed copies are in {build}/notebooks/, the ledger is {study.figures}/ledger.html")
     return 1 if failed else 0
 
