@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from igkd.errors import InputError
 
-
 #: Devices on which channels last was measured to pay and is known to be right.
 MEASURED = ("cpu", "cuda")
 
