@@ -1,6 +1,5 @@
 """What is kept of a training, and that what was damaged or edited since is not taken for it."""
 
-import dataclasses
 import json
 import shutil
 
