@@ -17,7 +17,8 @@ from igkd.device import pick_compute
 from igkd.errors import InputError, first_line
 from igkd.experiments import Planned
 from igkd.images import ImageSet
-from igkd.runs import Record, Run, Store, write_atomically
+from igkd.records import Record, Store, write_atomically
+from igkd.runs import Run
 from igkd.signals import Signals, needed, of_variant
 from igkd.study import ONE_RUN, Study
 from igkd.training import train
