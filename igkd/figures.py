@@ -78,7 +78,7 @@ def claimed(study, number: str) -> str:
     """A claim of the paper in one sentence: the verdict, what came out here, what is published."""
     row = claims.ledger(study).loc[number]
     here = "nothing is recorded" if row.here == "–" else f"{row.here} here" + f" (n = {row.n})" * (row.n != "–")
-    return f"{number}, {row['the paper says']}: **{row.verdict}**; {here}, published {row.published}."
+    return f"{number}, {row['the paper says']}: **{row.verdict}**; {here}, published: {row.published}."
 
 
 def told(found) -> str:
@@ -123,7 +123,7 @@ def image_rows(rows: dict[str, np.ndarray], titles=(), cmap: str = "magma") -> F
 
 def training_curves(history: list[dict]) -> Figure:
     """Loss and running training accuracy over the epochs of one run."""
-    labels = {"loss": "training loss (nats)", "train_accuracy": "accuracy on augmented training images"}
+    labels = {"loss": "training loss (nats)", "train_accuracy": "accuracy on augmented\ntraining images"}
     figure, axes = plt.subplots(1, 2, figsize=(8, 3))
     for axis, (column, label) in zip(axes, labels.items(), strict=True):
         sns.lineplot(pd.DataFrame(history), x="epoch", y=column, marker="o", ax=axis)
