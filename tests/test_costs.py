@@ -21,7 +21,7 @@ from igkd.costs import (
     sizes,
     steady_state,
 )
-from igkd.engine import Study
+from igkd.study import Study
 from igkd.errors import InputError
 from igkd.experiments import PROFILES, Planned
 from igkd.images import CIFAR10_CLASSES, Subset, as_input, load_images
@@ -185,7 +185,7 @@ def exported_run(profile, data, path):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_run_of_each_profile_is_exported(profile, cifar10, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("igkd.engine.REPOSITORY", tmp_path)
+    monkeypatch.setattr("igkd.study.REPOSITORY", tmp_path)
     data = None if profile == "demo" else cifar10
     command, record = exported_run(profile, data, tmp_path / "x.onnx")
     assert main(command + ["--data", str(data)] * (data is not None)) == 0

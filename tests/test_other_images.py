@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score
 
 from igkd import experiments, other_images, published
-from igkd.engine import Study
+from igkd.study import Study
 from igkd.errors import InputError
 from igkd.images import CIFAR10_CLASSES, Subset
 from igkd.methods import Recipe
