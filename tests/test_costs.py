@@ -24,9 +24,10 @@ from igkd.costs import (
 from igkd.study import Study
 from igkd.errors import InputError
 from igkd.experiments import PROFILES, Planned
-from igkd.images import CIFAR10_CLASSES, Subset, as_input, load_images
-from igkd.models import Architecture, MobileNetV2, load_weights
-from igkd.runs import Store
+from igkd.images import CIFAR10_CLASSES, as_input, load_images
+from igkd.models import MobileNetV2, load_weights
+from igkd.records import Store
+from igkd.runs import Architecture, Subset
 from igkd.training import train
 from small import COMPUTE, RECIPE, small_images, small_run
 
@@ -64,9 +65,9 @@ def test_ratios_are_taken_within_a_round():
 
 
 def test_latencies_are_kept_with_their_machine(tmp_path):
-    table = steady_state([Architecture(17), Architecture(17, 0.5)], {1: 6, 2: 7}, size=(8, 8))
+    table = steady_state([Architecture(17), Architecture(15)], {1: 6, 2: 7}, size=(8, 8))
     assert (
-        list(table.batch_size) == [1, 1, 2, 2] and list(table.width) == [1, 0.5] * 2 and list(table.n) == [6, 6, 7, 7]
+        list(table.batch_size) == [1, 1, 2, 2] and list(table.blocks_removed) == [17, 15] * 2 and list(table.n) == [6, 6, 7, 7]
     )
     path, machine = tmp_path / "new" / "latency-demo.json", {"name": "a machine", "threads": 1}
     kept = Measurements(path, machine).once("steady_state", {"networks": 2}, lambda: table)
