@@ -1,12 +1,14 @@
 """What a network costs to run: parameters, operations, time; in PyTorch, and exported as ONNX in float32 and 8 bits."""
 
+import copy
 import json
+import multiprocessing
 import platform
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from igkd.attribution import evaluating
 from igkd.device import Compute, machine_name
 from igkd.errors import InputError, first_line
 from igkd.images import ImageSet, as_input
@@ -35,10 +38,8 @@ def multiply_accumulates(model: nn.Module, size: tuple[int, int]) -> int:
     Counted by PyTorch's `FlopCounterMode`, which counts two operations for each.
     """
     image = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
-    training = model.training
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(image)
-    model.train(training)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), evaluating(model):
+        model(image)
     return counter.get_total_flops() // 2
 
 
@@ -75,7 +76,7 @@ def sizes(
 
 def forward_call(model: nn.Module, batch: Tensor) -> Callable[[], Tensor]:
     """A call that sends `batch` (B, 3, H, W) through a PyTorch network and waits for the device, for `latency`."""
-    model = model.to(memory_format=torch.channels_last).eval()
+    model = copy.deepcopy(model).to(memory_format=torch.channels_last).eval()
     batch = batch.to(next(model.parameters()).device).contiguous(memory_format=torch.channels_last)
 
     def call() -> Tensor:
@@ -106,20 +107,21 @@ def latency(calls: dict[str, Callable[[], object]], repetitions: int = 50, warm_
         assumption on the distribution; `scipy.stats.quantile_test`), milliseconds; ``ratio``, ``ratio_low``,
         ``ratio_high``: the same of the time of the first call over that of this one in the same round; ``n``.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(warm_up + repetitions):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - started)
-    measured = {name: np.array(values[warm_up:]) for name, values in seconds.items()}
-    first = next(iter(measured.values()))
+    rounds = [{name: _seconds(call) for name, call in calls.items()} for _ in range(warm_up + repetitions)]
+    seconds = pd.DataFrame(rounds)[warm_up:]
+    ratios = seconds.rdiv(seconds.iloc[:, 0], axis=0)
     columns = ["median", "low", "high", "ratio", "ratio_low", "ratio_high", "n"]
-    rows = [[*_median(1000 * each), *_median(first / each), repetitions] for each in measured.values()]
-    return pd.DataFrame(rows, pd.Index(measured, name="name"), columns)
+    rows = [[*_median(1000 * seconds[name]), *_median(ratios[name]), repetitions] for name in calls]
+    return pd.DataFrame(rows, pd.Index(calls, name="name"), columns)
 
 
-def _median(values: np.ndarray) -> tuple[float, float, float]:
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _median(values: pd.Series) -> tuple[float, float, float]:
     interval = stats.quantile_test(values, q=0, p=0.5).confidence_interval(0.95)
     return float(np.median(values)), float(interval.low), float(interval.high)
 
@@ -173,14 +175,14 @@ class Measurements:
 
     def __init__(self, path: Path, machine: dict | None = None):
         self.path, self.measures = Path(path), machine is not None
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
-        of = {"machine": machine, "versions": versions} if self.measures else {}
+        here = {"machine": machine, "versions": {"python": platform.python_version(), "torch": torch.__version__}}
         try:
-            kept = of if self.measures and not self.path.exists() else json.loads(self.path.read_text())
+            kept = here if self.measures and not self.path.exists() else json.loads(self.path.read_text())
+            is_of_here = {name: kept[name] for name in here} == here
             kept["machine"]["name"], kept["versions"]["torch"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} holds no measurements ({error!r}); delete it, run notebook 07 again") from error
-        self.content = kept if kept.items() >= of.items() else of
+        self.content = here if self.measures and not is_of_here else kept
 
     @property
     def machine(self) -> str:
@@ -209,19 +211,6 @@ def read_measurement(path: Path, name: str) -> tuple[pd.DataFrame, dict]:
     return pd.DataFrame(content[name]["rows"]), content["machine"]
 
 
-_FIRST_CALLS = """
-import json, sys, time, torch
-from igkd.models import MobileNetV2
-models = [MobileNetV2(10, cut).eval() for cut in json.loads(sys.argv[1])]
-image = torch.rand(1, 3, 32, 32)
-for model in models:
-    started = time.perf_counter()
-    with torch.no_grad():
-        model(image)
-    print(time.perf_counter() - started)
-"""
-
-
 def first_calls(orders: dict[str, tuple[int, ...]]) -> pd.DataFrame:
     """Time of each network's very first call on one image, one network after the other in a fresh process.
 
@@ -240,10 +229,17 @@ def first_calls(orders: dict[str, tuple[int, ...]]) -> pd.DataFrame:
     """
     rows = []
     for name, cuts in orders.items():
-        command = [sys.executable, "-c", _FIRST_CALLS, json.dumps(cuts)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        rows += [(name, cut, 1000 * float(line)) for cut, line in zip(cuts, said.split(), strict=True)]
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            rows += [(name, cut, 1000 * each) for cut, each in zip(cuts, fresh.submit(_call_each, cuts).result())]
     return pd.DataFrame(rows, columns=["order", "blocks_removed", "milliseconds"])
+
+
+def _call_each(cuts: tuple[int, ...]) -> list[float]:
+    """Seconds of one call of each network in this process."""
+    models = [MobileNetV2(10, cut).eval() for cut in cuts]
+    image = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        return [_seconds(partial(model, image)) for model in models]
 
 
 def export_onnx(model: MobileNetV2, path: Path, images: np.ndarray) -> float:
@@ -267,7 +263,7 @@ def export_onnx(model: MobileNetV2, path: Path, images: np.ndarray) -> float:
     InputError
         If an output differs by more than `TOLERANCE`; the file is removed.
     """
-    model, path = model.to("cpu").eval(), Path(path)
+    model, path = copy.deepcopy(model).to("cpu").eval(), Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = {"input_names": ["images"], "output_names": ["logits"]}
     shapes = ({0: torch.export.Dim("batch")},)
@@ -297,11 +293,10 @@ def quantize(path: Path, quantized: Path, images: np.ndarray) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Images(CalibrationDataReader):
-        batches = iter(torch.from_numpy(images).split(32))
+        batches = ({"images": as_input(part).contiguous().numpy()} for part in torch.from_numpy(images).split(32))
 
         def get_next(self) -> dict | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {"images": as_input(batch).contiguous().numpy()}
+            return next(self.batches, None)
 
     prepared = Path(quantized).with_suffix(".prepared")
     types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
@@ -331,12 +326,6 @@ def predict_onnx(path: Path, images: np.ndarray) -> np.ndarray:
     """Logits (N, num_classes) float32 of uint8 images (N, H, W, 3)."""
     network = _network(path)
     return np.concatenate([network(as_input(part)) for part in torch.from_numpy(images).split(BATCH)])
-
-
-def onnx_call(path: Path, batch: Tensor, threads: int = 0) -> Callable[[], np.ndarray]:
-    """A call that sends `batch` (B, 3, H, W) through an ONNX file, for `latency`."""
-    network, batch = _network(path, threads), batch.contiguous()
-    return lambda: network(batch)
 
 
 def compare_runtimes(
@@ -371,11 +360,12 @@ def compare_runtimes(
             logits = predict_onnx(path, test) if path else predict(model, test, Compute("cpu", bfloat16=False)).numpy()
             accuracy = float((logits.argmax(1) == images.test_labels).mean())
             of = {"accuracy": accuracy, "file (kB)": path.stat().st_size / 1e3 if path else float("nan")}
+            network = _network(path, torch.get_num_threads()) if path else None
             for batch_size in rounds:
-                batch = as_input(test[:batch_size])
-                call = onnx_call(path, batch, torch.get_num_threads()) if path else forward_call(model, batch)
                 # PyTorch and ONNX Runtime are not called in turn: PyTorch's threads wait actively, too.
-                calls.setdefault((batch_size, path is None), {})[len(rows)] = call
+                batch = as_input(test[:batch_size]).contiguous()
+                turns = calls.setdefault((batch_size, path is None), {})
+                turns[len(rows)] = partial(network, batch) if path else forward_call(model, batch)
                 rows.append({"network": name, "runtime": runtime, "batch_size": batch_size} | of)
     timed = pd.concat(latency(turns, rounds[batch_size], warm_up=3) for (batch_size, _), turns in calls.items())
     return pd.DataFrame(rows).join(timed)

@@ -36,6 +36,11 @@ class Hint(Exception):
     """The answer cannot be compared with the truth; the text says why."""
 
 
+# Mistakes that are made in several exercises.
+NO_SOFTMAX = "a softmax is missing: logits are no probabilities yet"
+NO_FACTOR = "that is a cross-entropy, and it lacks the factor that makes up for the temperature"
+ONE_ARM = "the spread is that of the runs of one arm; here it is the differences of pairs that vary"
+
 #: Number -> what to hand in; the function, which takes the answer and by keyword what else of the notebook it needs; how
 #: far numbers may be from the truth, as a share of it.
 EXERCISES: dict[str, tuple[str, Callable, float]] = {}
@@ -134,11 +139,10 @@ def _planned(by_seed: pd.DataFrame, solve: Callable) -> tuple[float, dict]:
         raise Hint(f"the table has no runs of {' and '.join(lacking)}; train them, or open a profile that has them")
     arms = by_seed[["KD+IG", "Student"]].dropna()
     pairs, pooled = arms.eval("`KD+IG` - Student").std(), arms.var().mean() ** 0.5
-    one_arm = "the spread is that of the runs of one arm; here it is the differences of pairs that vary"
     return solve(TTestPower(), pairs), {
         "that is for runs that are not compared in pairs": solve(TTestIndPower(), pooled),
         "the spread is that of the pairs, but the test is not the paired one": solve(TTestIndPower(), pairs),
-        one_arm: tuple(solve(TTestPower(), sd) for sd in (*arms.std(), pooled)),
+        ONE_ARM: tuple(solve(TTestPower(), sd) for sd in (*arms.std(), pooled)),
     }
 
 
@@ -157,7 +161,7 @@ def _soften(answer):
         "a temperature above 1 should bring the classes nearer to each other": (logits * temperature).softmax(1),
         "one image's output does not add up to 1; what does the temperature divide?": logits.softmax(1) / temperature,
         "the shares add up to 1 over the images; they should over the classes of one image": soft.softmax(0),
-        "there is no softmax: the outputs of an image should be shares that add up to 1": (soft, soft.exp()),
+        NO_SOFTMAX: (soft, soft.exp(), soft / soft.sum(1, keepdim=True)),
     }
     return _call(answer, logits, temperature), soft.softmax(1), hints
 
@@ -171,6 +175,7 @@ def _entropy_of_soft_outputs(answer, logits: torch.Tensor):
         "that is in bits": entropy(20) / np.log(2),
         "that is the entropy at a temperature of 1": entropy(1),
         "the temperature divides the logits, it does not multiply them": entropy(1 / 20),
+        NO_SOFTMAX: np.nan,  # the logarithm of a negative number
     }
     return answer, entropy(20), hints
 
@@ -220,14 +225,15 @@ def _kd_loss(answer):
     soft_student, p = student / temperature, (teacher / temperature).softmax(1)
     truth, squared = distillation_loss(student, teacher, temperature), temperature**2
     cross_entropy = -(p * soft_student.log_softmax(1)).sum(1).mean()
-    raw = F.kl_div(soft_student, p, reduction="batchmean"), -(p * soft_student).sum(1).mean()
+    raw = [F.kl_div(soft_student, p, reduction="batchmean"), -(p * soft_student).sum(1).mean()]
+    raw += [-(teacher / temperature * soft_student.log_softmax(1)).sum(1).mean()]
     hints = {
         "its gradient shrinks as the temperature grows; which factor makes up for that?": truth / squared,
         "whose probabilities weigh the logarithms?": distillation_loss(teacher, student, temperature),
         "the mean is over images and classes; a divergence is a sum over classes": truth / student.shape[1],
         "that is a cross-entropy; it is not 0 where student and teacher agree": squared * cross_entropy,
-        "that is a cross-entropy, and it lacks the factor that makes up for the temperature": cross_entropy,
-        "a softmax is missing: logits are no probabilities yet": (*raw, *(squared * value for value in raw)),
+        NO_FACTOR: cross_entropy,
+        NO_SOFTMAX: (*raw, *(squared * value for value in raw), np.nan),
     }
     return _call(answer, student, teacher, temperature), truth, hints
 
@@ -279,6 +285,7 @@ def _paired_p(answer):
         "that is one-sided: a difference in the other direction would count too": (p / 2, 1 - p / 2),
         "the normal distribution takes the spread as known; with few pairs it is not": 2 * stats.norm.sf(abs(t)),
         "NumPy's std divides by n unless told otherwise": 2 * stats.t.sf(abs(t) * (7 / 6) ** 0.5, 6),
+        ONE_ARM: tuple(2 * stats.t.sf(abs((a - b).mean()) / stats.sem(arm), 6) for arm in (a, b)),
     }
     return _call(answer, a, b), p, hints
 
@@ -320,6 +327,8 @@ def _least_loss(answer):
     hints = {
         "the distillation loss has a factor that goes with the temperature": truth / squared,
         "that is a cross-entropy; the teacher's own uncertainty is no fault of the student": truth + squared * own,
+        NO_FACTOR: truth / squared + own,
+        NO_SOFTMAX: np.nan,
         "a student that gives all classes the same does worse than it must": squared * (np.log(5) - own),
     }
     return _call(answer, logits, temperature), truth, hints

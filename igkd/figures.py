@@ -1,4 +1,4 @@
-"""Every picture of the study, and the one function that writes them.
+"""Every picture of the study, the one function that writes them, and the sentences that say the answer.
 
 Plots take tables and arrays and return a matplotlib `Figure`; `save` stamps what it was drawn from into the file.
 """
@@ -7,12 +7,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import Markdown
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from scipy import stats
-from statsmodels.stats.power import TTestIndPower, TTestPower
 
+from igkd import claims
 from igkd.records import records_digest
+from igkd.statistics import power, t_interval
 
 #: One colour for each arm, in all figures.
 _ARMS = ("Student", "KD", "IG", "AT", "KD+IG", "KD+AT", "IG+AT", "KD+IG+AT")
@@ -67,6 +69,28 @@ def _range(counts: pd.Series) -> str:
     return " to ".join(f"{count:,}" for count in sorted({counts.min(), counts.max()}))
 
 
+def in_short(*sentences: str) -> Markdown:
+    """The answer of a notebook: its sentences as bullets, shown under its title and again in its Summary."""
+    return Markdown("**In short**\n\n" + "\n".join(f"- {sentence}" for sentence in sentences))
+
+
+def claimed(study, number: str) -> str:
+    """A claim of the paper in one sentence: the verdict, what came out here, what is published."""
+    row = claims.ledger(study).loc[number]
+    here = "nothing is recorded" if row.here == "–" else f"{row.here} here" + f" (n = {row.n})" * (row.n != "–")
+    return f"{number}, {row['the paper says']}: **{row.verdict}**; {here}, published: {row.published}."
+
+
+def told(found) -> str:
+    """A row of `igkd.statistics.compare` in one sentence; with its interval from four pairs on."""
+    said = f"{found.arm} minus {found.reference} is **{100 * found.difference:+.2f} points**"
+    if not (found.n >= 4 and found.p_holm >= 0):
+        return f"{said} (n = {found.n}, too few pairs for an interval)."
+    clear = "a clear gain" if found.difference > 0 else "a clear loss"
+    word = clear if found.p_holm < 0.05 else "no clear difference"
+    return f"{said} [{100 * found.low:+.2f}, {100 * found.high:+.2f}], {word} (n = {found.n})."
+
+
 def image_rows(rows: dict[str, np.ndarray], titles=(), cmap: str = "magma") -> Figure:
     """Rows of small pictures under each other, with titles over the columns.
 
@@ -99,12 +123,13 @@ def image_rows(rows: dict[str, np.ndarray], titles=(), cmap: str = "magma") -> F
 
 def training_curves(history: list[dict]) -> Figure:
     """Loss and running training accuracy over the epochs of one run."""
-    frame = pd.DataFrame(history)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
-    left.plot(frame.epoch, frame.loss, marker=".")
-    left.set(xlabel="epoch", ylabel="training loss (nats)", ylim=(0, None))
-    right.plot(frame.epoch, 100 * frame.train_accuracy, marker=".")
-    right.set(xlabel="epoch", ylabel="accuracy on augmented\ntraining images (%)")
+    labels = {"loss": "training loss (nats)", "train_accuracy": "accuracy on augmented\ntraining images"}
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3))
+    for axis, (column, label) in zip(axes, labels.items(), strict=True):
+        sns.lineplot(pd.DataFrame(history), x="epoch", y=column, marker="o", ax=axis)
+        axis.set(ylabel=label, ylim=(0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[1].yaxis.set_major_formatter(PercentFormatter(1))
     return figure
 
 
@@ -120,7 +145,7 @@ def per_class(accuracies: list[float], class_names: tuple[str, ...], overall: fl
 
 
 def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
-    """Accuracy of every run of every arm, beside the published runs.
+    """Accuracy of every run of the arms of `table`, beside the published runs, on axes of the same span.
 
     Parameters
     ----------
@@ -131,46 +156,67 @@ def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
     published : DataFrame
         As `table`, without ``seed``.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.4))
-    published = published[published.arm.isin(table.arm)]
-    panels = {"published: CIFAR-10\nstudent 4.12x smaller": published, f"{title}, another scale": table}
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.6))
+    panels = {"published: CIFAR-10\nstudent 4.12x smaller": published[published.arm.isin(table.arm)], title: table}
     for axis, (data, frame) in zip(axes, panels.items(), strict=True):
         _runs_of_arms(axis, frame)
-        axis.set_title(f"{data}\n{_range(frame.groupby('arm').size())} runs an arm")
+        axis.set(title=f"{data}, {_range(frame.groupby('arm').size())} runs an arm", xlabel="", ylabel="")
+    half = max(np.ptp(axis.get_ylim()) for axis in axes) / 2
+    for axis in axes:
+        axis.set_ylim(np.mean(axis.get_ylim()) - half, np.mean(axis.get_ylim()) + half)
     axes[0].set_ylabel("test accuracy (%)")
-    figure.suptitle(_RUNS_OF_ARMS, fontsize=9)
     return figure
 
 
-#: What `_runs_of_arms` draws, in words.
-_RUNS_OF_ARMS = "points: runs, lines: one seed; bar: mean, with its 95 % interval from four runs on"
-
-
 def _runs_of_arms(axis, frame: pd.DataFrame) -> None:
-    """Every run as a point, runs of one seed joined and equally far from the middle of their arms; means."""
+    """Every run as a point and the mean of an arm; two arms have their runs of one seed joined."""
     order = [name for name in ARM_COLOURS if name in set(frame.arm)]
-    number = frame.seed.rank(method="dense") if "seed" in frame else frame.groupby("arm").cumcount()
-    aside = 0.36 * ((number - number.min()) / max(np.ptp(number), 1) - 0.5 * (np.ptp(number) > 0))
-    frame = frame.assign(place=frame.arm.map(order.index) + aside, percent=100 * frame.accuracy).sort_values("place")
-    axis.scatter(frame.place, frame.percent, s=16, c=frame.arm.map(ARM_COLOURS).to_list(), alpha=0.6, linewidths=0)
-    for _, line in frame.groupby("seed") if "seed" in frame else ():
-        axis.plot(line.place, line.percent, color="0.6", lw=0.6, alpha=0.6, zorder=1)
-    for position, arm in enumerate(order):
-        _mean(axis, position, frame.percent[frame.arm == arm], fmt="_", ms=14, c="0.2", capsize=4)
-    axis.set_xticks(range(len(order)), order, rotation=30)
+    of = {"data": frame.assign(percent=100 * frame.accuracy), "x": "arm", "y": "percent", "ax": axis}
+    sns.stripplot(**of, order=order, hue="arm", palette=ARM_COLOURS, legend=False, alpha=0.6, jitter=0.03)
+    if "seed" in frame and len(order) == 2:
+        sns.lineplot(**of, units="seed", estimator=None, color="0.6", lw=0.6, zorder=1)
+    _means(**of, order=order, color="0.2", marker="_", markersize=24)
     axis.grid(False, axis="x")
 
 
-def _mean(axis, place: float, values, across: bool = False, **style) -> None:
-    """Mean of the values, with its 95 % t-interval from four values on; `across`: lying."""
-    mean = np.mean(values)
-    reach = np.reshape(np.abs(np.subtract(t_interval(values), mean)), (2, 1)) if len(values) >= 4 else None
-    axis.errorbar(*((mean, place) if across else (place, mean)), **{"xerr" if across else "yerr": reach}, **style)
+def _means(**of) -> None:
+    """Means, not joined, with 95 % t-intervals from four values on."""
+    sns.pointplot(errorbar=_interval, linestyle="none", capsize=0.15, err_kws={"lw": 1.5}, **of)
 
 
-def t_interval(values) -> tuple[float, float]:
-    """95 % confidence interval of a mean of independent normal values."""
-    return stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+def _interval(values) -> tuple[float, float]:
+    return t_interval(values) if len(values) >= 4 else (np.nan, np.nan)
+
+
+def gains(runs: pd.DataFrame, published: pd.Series, title: str) -> Figure:
+    """Gain of every arm over the plain student of the same seed: pairs and their mean, beside the published gain.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        Columns ``arm`` ("Student" among them), ``seed``, ``accuracy`` (a fraction), maybe ``label``, the arm as it is
+        written; in the order to be drawn.
+    published : Series
+        Label -> published difference of means (fraction).
+    title : str
+        Data and student.
+    """
+    student = runs[runs.arm == "Student"].set_index("seed").accuracy
+    table = runs[(runs.arm != "Student") & runs.seed.isin(student.index)]
+    table = table.assign(label=table.get("label", table.arm), gain=100 * (table.accuracy - table.seed.map(student)))
+    labels = list(dict.fromkeys(table.label))
+    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.35 * len(labels)))
+    of = {"data": table, "x": "gain", "y": "label", "hue": "arm", "palette": ARM_COLOURS, "legend": False, "ax": axis}
+    sns.stripplot(**of, alpha=0.4, jitter=False)
+    _means(**of, order=labels, marker="D", markersize=5)
+    axis.plot(100 * published.reindex(labels), range(len(labels)), "|", ms=13, mew=2.2, color="0.15")
+    for place, label in enumerate(labels):
+        beside = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}
+        axis.annotate(f"n = {(table.label == label).sum()}", (1.01, place), **beside)
+    axis.axvline(0, color="0.3", lw=1)
+    axis.set(xlabel="test accuracy minus Student, same seed (points)", ylabel="")
+    axis.set_title(f"{title}\ndiamond: mean; black bar: published (CIFAR-10, 4.12x)", fontsize=10)
+    return figure
 
 
 def surface(table: pd.DataFrame, x: str, y: str, baseline: float, marked: tuple[float, float]) -> Figure:
@@ -190,26 +236,29 @@ def surface(table: pd.DataFrame, x: str, y: str, baseline: float, marked: tuple[
     return figure
 
 
-def curves(panels: dict[str, tuple[pd.DataFrame, str, float]], baseline: pd.Series) -> Figure:
-    """Validation accuracy over one constant a panel, beside the mean and the range of the plain students.
+def curves(table: pd.DataFrame, x: str, in_the_paper: float, baseline: pd.Series) -> Figure:
+    """Validation accuracy over one constant, beside the mean and the range of the plain students.
 
     Parameters
     ----------
-    panels : dict
-        Title -> (table, column of the constant, its value in the paper).
+    table : DataFrame
+        One run a point, all of one arm.
+    x : str
+        Column of the constant.
+    in_the_paper : float
+        Its value in the paper.
     baseline : Series
         Accuracies of the plain students, fractions.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, sharey=True)
-    for axis, (title, (table, x, in_the_paper)) in zip(axes[0], panels.items(), strict=True):
-        axis.axhspan(100 * baseline.min(), 100 * baseline.max(), color="0.85", lw=0)
-        students = f"Student, mean and range of {len(baseline)}"
-        axis.axhline(100 * baseline.mean(), color="0.4", ls="--", lw=1, label=students)
-        axis.axvline(in_the_paper, color="0.4", ls=":", lw=1.2, label="the paper's constant")
-        axis.plot(table[x], 100 * table.accuracy, "o", color=ARM_COLOURS[title], label=f"{title}, one run a point")
-        axis.set(xlabel=x, xscale="log" if table[x].max() > 20 else "linear")
-        axis.legend(fontsize=7.5)
-    axes[0, 0].set_ylabel("validation accuracy (%)")
+    figure, axis = plt.subplots(figsize=(6, 3))
+    axis.axhspan(100 * baseline.min(), 100 * baseline.max(), color="0.85", lw=0)
+    students = f"Student, mean and range of {len(baseline)}"
+    axis.axhline(100 * baseline.mean(), color=ARM_COLOURS["Student"], ls="--", lw=1, label=students)
+    axis.axvline(in_the_paper, color="0.4", ls=":", lw=1.2, label="the paper's constant")
+    arm = table.arm.iloc[0]
+    axis.plot(table[x], 100 * table.accuracy, "o", color=ARM_COLOURS[arm], label=f"{arm}, one run a point")
+    axis.set(xlabel=x, ylabel="validation accuracy (%)", xscale="log" if table[x].max() > 20 else "linear")
+    axis.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 
 
@@ -236,70 +285,38 @@ def loss_budget(panels: dict[str, pd.DataFrame]) -> Figure:
     return grid.figure
 
 
-def attention_weights(table: pd.DataFrame, distances: pd.DataFrame, bound: float) -> Figure:
-    """Validation accuracy over the weight of attention transfer, and how far the maps still differ; a line a seed.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns ``gamma``, ``seed``, ``accuracy`` (fraction), one row a run.
-    distances : DataFrame
-        Columns ``gamma``, ``seed``, ``attention`` (the attention loss), one row a run; not for gamma 0.
-    bound : float
-        Largest possible attention loss.
-    """
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.3))
-    tables = table.assign(percent=100 * table.accuracy), distances.assign(percent=100 * distances.attention / bound)
-    for axis, frame in zip(axes, tables, strict=True):
-        frame = frame.sort_values("gamma")
-        frame = frame.assign(gamma=frame.gamma.map(lambda gamma: f"{gamma:g}" if gamma else "0 (Student)"))
-        for _, line in frame.groupby("seed"):
-            axis.plot(line.gamma, line.percent, marker="o", ms=4, lw=1, color=ARM_COLOURS["AT"], alpha=0.5)
-        axis.plot(frame.groupby("gamma", sort=False).percent.mean(), ls="none", marker="_", ms=18, mew=2.5, color="0.2")
-        axis.set_xlabel("gamma")
-        axis.margins(x=0.15)
-    axes[0].set_ylabel("validation accuracy (%)")
-    axes[1].set(ylabel="attention loss in the last epoch\n(% of its largest value)", ylim=(0, None))
-    return figure
-
-
 def effects(panels: dict[str, pd.DataFrame]) -> Figure:
-    """Main effects and interactions with their intervals and uncorrected p-values, a panel for each factorial.
+    """Main effects and interactions with their 95 % intervals, a panel for each factorial.
 
     Parameters
     ----------
     panels : dict
         Title -> table from `igkd.statistics.factorial`, all with the same terms.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.8 * len(panels), 3.4), squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.2), squeeze=False, sharey=True)
     for axis, (title, table) in zip(axes[0], panels.items(), strict=True):
-        for row, each in enumerate(table.itertuples()):
-            colour = ARM_COLOURS["AT"] if "AT" in each.term.split(":") else "0.35"
-            axis.plot([100 * each.low, 100 * each.high], [row, row], "|-", color=colour)
-            axis.plot(100 * each.estimate, row, "o", color=colour)
-            beside = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8, "color": colour}
-            axis.annotate(f"p = {each.p:.2g}", (1.02, row), **beside)
-        axis.annotate("not corrected", (1.02, 1.01), xycoords="axes fraction", va="bottom", fontsize=8, color="0.35")
+        table, terms = table.assign(**100 * table[["estimate", "low", "high"]]), table.term.str.replace(":", " : ")
+        colours = [ARM_COLOURS["AT"] if "AT" in term else "0.35" for term in terms]
+        axis.hlines(terms, table.low, table.high, colors=colours)
+        axis.scatter(table.estimate, terms, c=colours, zorder=2)
         axis.axvline(0, color="0.3", lw=1)
-        limit = 110 * table[["low", "high"]].abs().to_numpy().max()
-        axis.set(title=title, xlabel="effect on test accuracy (points)", xlim=(-limit, limit))
-        axis.set_yticks(range(len(table)), table.term.str.replace(":", " : "))
+        axis.set(title=title, xlabel="effect on test accuracy (points)")
         axis.grid(False, axis="y")
-        axis.invert_yaxis()
+    axes[0, 0].invert_yaxis()
     return figure
 
 
 def completeness(errors: pd.DataFrame) -> Figure:
     """Completeness error over the number of integration steps, a line for each quadrature method."""
     figure, axis = plt.subplots(figsize=(5.4, 3.2))
-    for (method, lines), marker in zip(errors.groupby("method", sort=False), "os^Dv", strict=False):
-        axis.plot(lines.n_steps, 100 * lines.error, marker=marker, label=method)
-    axis.set(xscale="log", yscale="log", xlabel="n_steps", ylabel="mean completeness error\n(% of the mean rise)")
+    percent, look = errors.assign(error=100 * errors.error), {"hue": "method", "style": "method", "dashes": False}
+    sns.lineplot(percent, x="n_steps", y="error", **look, markers=["o", "s", "^"], palette="colorblind", ax=axis)
+    axis.set(xscale="log", yscale="log", ylabel="mean completeness error\n(% of the mean rise)")
     axis.set_xticks(sorted(errors.n_steps.unique()), sorted(errors.n_steps.unique()), minor=False)
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.minorticks_off()
-    axis.legend()
+    axis.legend(title="")
     return figure
 
 
@@ -345,76 +362,13 @@ def soft_targets(images: np.ndarray, labels, logits, temperatures: tuple[float, 
     return figure
 
 
-def monte_carlo(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
-    """Runs on random subsets: every accuracy, the published means, and normal quantile plots.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns ``arm``, ``seed``, ``accuracy`` (fraction).
-    title : str
-        Data and student of `table`.
-    published : DataFrame
-        `igkd.published.monte_carlo_summary`.
-    """
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), width_ratios=(1.2, 1, 1.1))
-    _runs_of_arms(left, table)
-    for position, row in enumerate(published.itertuples()):
-        colour, values = ARM_COLOURS[row.arm], 100 * table.accuracy[table.arm == row.arm]
-        quantiles, ordered = stats.probplot(values, fit=False)
-        scaled = (ordered - values.mean()) / (values.std() or 1.0)
-        right.plot(quantiles, scaled, ".-", lw=0.8, color=colour, label=row.arm)
-        sd, mean = row.variance_ddof1**0.5, 100 * row.mean
-        middle.errorbar(position, mean, sd, fmt="none", ecolor=colour, alpha=0.35, elinewidth=7)
-        half = stats.t.isf(0.025, row.n - 1) * sd / row.n**0.5
-        middle.errorbar(position, mean, half, fmt="_", ms=14, c="0.2", capsize=4)
-    middle.set_xticks(range(len(published)), published.arm, rotation=30)
-    middle.set(title="published: mean with 95 % t-interval,\nband: one standard deviation", ylabel="test accuracy (%)")
-    left.set(title=title, ylabel="test accuracy (%)")
-    right.axline((0, 0), slope=1, ls="--", color="0.5", lw=1, zorder=0)
-    right.set(title="here: against a normal distribution", xlabel="expected (standard deviations)", ylabel="observed")
-    right.legend(fontsize=8)
-    return figure
-
-
-def subset_pairs(by_seed: pd.DataFrame, reference: str, published: pd.DataFrame) -> Figure:
-    """Differences of arms within subsets, and what the arms of a subset have in common.
-
-    Parameters
-    ----------
-    by_seed : DataFrame
-        One row a subset, one column an arm; accuracy (fraction).
-    reference : str
-        The arm that the others are compared with.
-    published : DataFrame
-        `igkd.published.monte_carlo_summary`; its differences of means are drawn beside.
-    """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=(1.2, 1))
-    means, others = 100 * published.set_index("arm")["mean"], [arm for arm in by_seed if arm != reference]
-    for position, arm in enumerate(others):
-        values = 100 * (by_seed[arm] - by_seed[reference])
-        shifts = np.linspace(-0.18, 0.18, len(values))
-        left.plot(position + shifts, values, "o", ms=4, alpha=0.6, color=ARM_COLOURS[arm])
-        _mean(left, position, values, fmt="_", ms=16, color="0.2", capsize=4)
-        left.plot(position + 0.32, means[arm] - means[reference], "D", color="0.2", mfc="white")
-        right.plot(100 * by_seed[reference], 100 * by_seed[arm], "o", ms=4, color=ARM_COLOURS[arm], label=arm)
-    left.axhline(0, color="0.4", lw=1, ls="--")
-    left.set_xticks(range(len(others)), others)
-    title = "difference on the same subset\n(diamond: published difference of means)"
-    left.set(title=title, ylabel=f"against {reference} (points)")
-    right.axline((100 * by_seed[reference].mean(),) * 2, slope=1, ls="--", color="0.4", lw=1)
-    right.set(title="the runs of a subset", xlabel=f"{reference} (%)", ylabel="other arm (%)")
-    right.legend(fontsize=8)
-    return figure
-
-
 def luck(halves: np.ndarray, simulated: pd.DataFrame, n: int, num_arms: int, observed: dict[str, float]) -> Figure:
     """How often p < 0.05, and how large a gain, comes by luck.
 
     Parameters
     ----------
     halves : ndarray (m,)
-        p-values of arms against themselves (`igkd.statistics.against_itself`); may be empty.
+        p-values of halves of one arm against each other; may be empty.
     simulated : DataFrame
         `igkd.statistics.luck`, differences as fractions.
     n, num_arms : int
@@ -423,15 +377,9 @@ def luck(halves: np.ndarray, simulated: pd.DataFrame, n: int, num_arms: int, obs
         ``"means"`` and ``"bests"``: the recorded gains of KD+IG over Student, fractions.
     """
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), width_ratios=(1, 1.25, 1.1))
-    palette = sns.color_palette("colorblind")
-    if len(halves):
-        left.hist(
-            halves, np.linspace(0, 1, 21), weights=np.full(len(halves), 100 / len(halves)), color="0.7", ec="white"
-        )
-        left.axhline(5, color="0.3", ls="--", lw=1)
-    detail = (
-        f"({n // 2} against {n - n // 2}, {len(halves):,} divisions)" if len(halves) else "(needs four runs of an arm)"
-    )
+    sns.histplot(x=halves, bins=np.linspace(0, 1, 21), stat="percent", color="0.7", ax=left)
+    left.axhline(5, color="0.3", ls="--", lw=1)
+    detail = f"({n // 2} against {n - n // 2}, {len(halves):,} divisions)" if len(halves) else "(needs four runs)"
     left.set(title=f"recorded runs: halves of one arm\n{detail}", xlabel="p (Welch)", ylabel="share of divisions (%)")
     bars = {
         "paired": "paired test, one arm",
@@ -442,15 +390,14 @@ def luck(halves: np.ndarray, simulated: pd.DataFrame, n: int, num_arms: int, obs
     }
     shares = 100 * (simulated[list(bars)] < 0.05).mean()
     # red: beyond what a share of 5 % scatters by itself in some thousand studies
-    drawn = middle.barh(list(bars.values()), shares, color=[palette[3] if share > 7 else "0.7" for share in shares])
+    drawn = middle.barh(list(bars.values()), shares, color=["tab:red" if share > 7 else "0.7" for share in shares])
     middle.bar_label(drawn, fmt=" %.1f %%", fontsize=8)
     middle.axvline(5, color="0.3", ls="--", lw=1)
     middle.grid(False)
     middle.invert_yaxis()
-    middle.set(
-        title=f"simulated: equal arms, n = {n}", xlabel="studies with p < 0.05 (%)", xlim=(0, 1.25 * max(*shares, 8))
-    )
-    for name, column, colour in (("means", "mean_gain", palette[0]), ("bests", "best_gain", palette[3])):
+    middle.set(title=f"simulated: equal arms, n = {n}", xlabel="studies with p < 0.05 (%)")
+    middle.margins(x=0.2)
+    for name, column, colour in (("means", "mean_gain", "tab:blue"), ("bests", "best_gain", "tab:red")):
         sns.kdeplot(100 * simulated[column], ax=right, color=colour, fill=True, alpha=0.15, label=f"{name} of {n}")
         right.axvline(100 * observed[name], color=colour, lw=1.5, ls="--", label=f"KD+IG − Student, {name}")
     right.set(title="simulated: gain without any effect", xlabel="arm minus reference (points)", yticks=[])
@@ -459,38 +406,30 @@ def luck(halves: np.ndarray, simulated: pd.DataFrame, n: int, num_arms: int, obs
 
 
 def power_curves(spreads: dict[str, tuple[tuple, bool]], difference: float, n: int) -> Figure:
-    """How likely a difference is found with n runs an arm, and which difference n runs find.
+    """How likely a difference is found at the 5 % level with n runs an arm.
 
     Parameters
     ----------
     spreads : dict
         Design -> (`igkd.statistics.spread` of a run, or of the differences within pairs; whether paired).
     difference : float
-        True difference of the left panel, a fraction.
+        True difference, a fraction.
     n : int
         Runs per arm that are recorded.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.7))
+    figure, axis = plt.subplots(figsize=(8, 3.4))
     counts = np.unique(np.geomspace(2, 600, 40).round().astype(int))
-    styles = zip(sns.color_palette("colorblind", 3), ("-", "-.", "--"), strict=True)
-    for (label, (spread, paired)), (colour, line) in zip(spreads.items(), styles, strict=False):
-        test = TTestPower() if paired else TTestIndPower()
-        # What 80 % power finds, in standard deviations; the power to find `difference`.
-        least = np.array([np.ravel(test.solve_power(None, k, alpha=0.05, power=0.8))[0] for k in counts])
-        found = [[100 * test.power(difference / sd, k, alpha=0.05) for k in counts] for sd in spread]
-        for axis, (middle, low, high) in ((left, found), (right, [100 * sd * least for sd in spread])):
-            axis.plot(counts, middle, color=colour, ls=line, label=label)
-            axis.fill_between(counts, low, high, color=colour, alpha=0.15, lw=0)
-    for axis in (left, right):
-        axis.axvline(n, color="0.3", ls=":", lw=1.2, label=f"recorded here: {n}")
-        axis.set(xscale="log", xlabel="runs of each arm")
-        axis.set_xticks([2, 5, 10, 20, 60, 200, 600], [2, 5, 10, 20, 60, 200, 600])
-        axis.minorticks_off()
-    left.set(ylim=(0, 102), ylabel="power (%)", title=f"to find {100 * difference:g} points at the 5 % level")
-    right.axhline(100 * difference, color="0.5", ls="--", lw=1)
-    right.set(yscale="log", ylabel="smallest difference found (points)", title="with 80 % power")
-    right.yaxis.set_major_formatter("{x:g}")
-    right.legend(fontsize=8)
+    for (label, (spread, paired)), line in zip(spreads.items(), ("-", "-.", "--"), strict=True):
+        middle, low, high = ([100 * power(difference, sd, k, paired=paired) for k in counts] for sd in spread)
+        (drawn,) = axis.plot(counts, middle, line, label=label)
+        axis.fill_between(counts, low, high, color=drawn.get_color(), alpha=0.15, lw=0)
+    axis.axvline(n, color="0.3", ls=":", lw=1.2, label=f"recorded here: {n}")
+    axis.set(
+        xscale="log", xlabel="runs of each arm", ylim=(0, 102), ylabel=f"power to find {100 * difference:g} points (%)"
+    )
+    axis.set_xticks([2, 5, 10, 20, 60, 200, 600], [2, 5, 10, 20, 60, 200, 600])
+    axis.minorticks_off()
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 
 
@@ -527,39 +466,31 @@ def published_monte_carlo(bars: pd.DataFrame, summary: pd.DataFrame, whole: pd.S
     return figure
 
 
-def compression_accuracy(panels: dict[str, pd.DataFrame]) -> Figure:
-    """Accuracy over the compression factor, and below it the difference to Student.
+def compression_accuracy(sources: dict[str, pd.DataFrame]) -> Figure:
+    """Accuracy of Student and KD+IG over the compression factor, and the difference of the two, ours and published.
 
     Parameters
     ----------
-    panels : dict
-        Title -> table with columns ``arm``, ``compression_factor``, ``accuracy`` (fraction) and maybe ``seed``, by
-        which differences are paired. Runs are dots, means are joined; they have 95 % intervals from four runs on.
+    sources : dict
+        Where from -> table with columns ``arm``, ``compression_factor``, ``accuracy`` (fraction) and maybe ``seed``, by
+        which differences are paired.
     """
-    size = (4.4 * len(panels), 5.6)
-    figure, axes = plt.subplots(2, len(panels), figsize=size, squeeze=False, sharex=True, height_ratios=(3, 2))
-    for (upper, lower), (title, table) in zip(axes.T, panels.items(), strict=True):
-        wide = table.assign(seed=table.get("seed", 0), percent=100 * table.accuracy)
-        wide = wide.pivot_table(index=["compression_factor", "seed"], columns="arm", values="percent")
-        order = [arm for arm in ARM_COLOURS if arm in wide]
-        for place, arm in enumerate(order):
-            shift = 1.06 ** (place - (len(order) - 1) / 2)  # so that arms do not hide each other
-            for axis, values in ((upper, wide[arm]), (lower, wide[arm] - wide["Student"])):
-                if axis is lower and arm == "Student":
-                    continue
-                factors = values.dropna().groupby("compression_factor")
-                means, look = factors.mean(), {"color": ARM_COLOURS[arm], "lw": 1.2}
-                axis.plot(means.index * shift, means, "o-", ms=4, label=arm, **look)
-                for factor, runs in factors:
-                    _mean(axis, factor * shift, runs, capsize=2.5, **look)
-                    axis.plot([factor * shift] * len(runs), runs, "o", ms=2.5, alpha=0.4, color=ARM_COLOURS[arm])
-        upper.set(title=title, xscale="log")
-        upper.legend(fontsize=7.5)
-        lower.axhline(0, color=ARM_COLOURS["Student"], lw=1.2)
-        lower.set_xlabel("compression factor (arms moved aside a little)")
-        lower.xaxis.set_major_formatter("{x:g}")
-    axes[0, 0].set_ylabel("test accuracy (%)")
-    axes[1, 0].set_ylabel("against Student\n(points)")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
+    table = pd.concat([rows.assign(source=name, seed=rows.get("seed", 0)) for name, rows in sources.items()])
+    table = table[table.arm.isin(["Student", "KD+IG"])].assign(percent=lambda rows: 100 * rows.accuracy)
+    look = {"x": "compression_factor", "style": "source", "alpha": 0.7, "s": 45}
+    sns.scatterplot(table, y="percent", hue="arm", palette=ARM_COLOURS, hue_order=["Student", "KD+IG"], ax=left, **look)
+    index = ["source", "compression_factor", "seed"]
+    gain = table.pivot(index=index, columns="arm", values="percent").eval("`KD+IG` - Student").rename("gain")
+    sns.scatterplot(gain.reset_index(), y="gain", color=ARM_COLOURS["KD+IG"], ax=right, **look)
+    right.axhline(0, color=ARM_COLOURS["Student"], lw=1.2)
+    left.set(ylabel="test accuracy (%)", title="accuracy")
+    right.set(ylabel="points", title="KD+IG minus Student, a dot a pair")
+    for axis in (left, right):
+        axis.set(xscale="log", xlabel="compression factor")
+        axis.xaxis.set_major_formatter("{x:g}")
+    left.legend(fontsize=8)
+    right.legend(fontsize=8)
     return figure
 
 
@@ -652,15 +583,11 @@ def shifted_arms(panels: dict[str, pd.DataFrame], teacher: dict[str, float]) -> 
     teacher : dict
         Title -> the teacher's value (fraction), where there is one to show.
     """
-    rows = -(-len(panels) // 2)
-    figure, axes = plt.subplots(rows, 2, figsize=(9.2, 3.1 * rows), squeeze=False)
+    figure, axes = plt.subplots(-(-len(panels) // 2), 2, figsize=(9.2, 6.2), squeeze=False)
     for axis, (title, frame) in zip(axes.flat, panels.items(), strict=True):
         _runs_of_arms(axis, frame)
-        group, _, measure = title.partition(": ")
-        axis.set(title=f"{group}, n = {frame.seed.nunique()} seeds an arm", ylabel=f"{measure} (%)")
-        if title in teacher:
-            axis.text(0.02, 0.9, f"teacher: {teacher[title]:.1%}", transform=axis.transAxes, fontsize=8, color="0.3")
-    figure.suptitle(_RUNS_OF_ARMS, fontsize=9)
+        said = f"\nteacher: {teacher[title]:.1%}" if title in teacher else ""
+        axis.set(title=f"{title}, n = {frame.seed.nunique()} seeds an arm{said}", xlabel="", ylabel="%")
     return figure
 
 
@@ -684,7 +611,7 @@ def confusions(panels: dict[str, np.ndarray], class_names: tuple[str, ...]) -> F
     return figure
 
 
-def robustness(table: pd.DataFrame, gains: dict[str, pd.DataFrame]) -> Figure:
+def robustness(table: pd.DataFrame, found: pd.DataFrame) -> Figure:
     """Accuracy under each corruption, and what the overlay adds to it.
 
     Parameters
@@ -692,25 +619,25 @@ def robustness(table: pd.DataFrame, gains: dict[str, pd.DataFrame]) -> Figure:
     table : DataFrame
         Columns ``arm``, ``seed``, ``condition``, ``accuracy`` (fraction), one row a run and condition, in the order to
         be shown.
-    gains : dict
-        Name of a pair of arms -> table of paired comparisons (`igkd.statistics.Comparison`), with ``shift``.
+    found : DataFrame
+        Paired comparisons (`igkd.statistics.compare`), with the kind of corruption as ``shift``.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=(1.5, 1))
-    means = 100 * table.groupby(["condition", "arm"], sort=False).accuracy.mean().unstack()
-    arms = [name for name in ARM_COLOURS if name in means]
-    for arm, offset in zip(arms, np.linspace(-0.25, 0.25, len(arms)), strict=True):
-        at = np.arange(len(means)) + offset
-        left.plot(at, means[arm], "o", ms=4, alpha=0.75, color=ARM_COLOURS[arm], label=arm)
-    left.set_xticks(range(len(means)), means.index, rotation=60, ha="right")
-    left.set(ylabel="accuracy (%)", title=f"means of an arm, n = {table.seed.nunique()} seeds")
-    for offset, (name, rows) in zip((-0.12, 0.12), gains.items(), strict=True):
-        at, colour = np.arange(len(rows)) + offset, ARM_COLOURS[name.split(" - ")[0]]
-        right.plot(at, 100 * rows.difference, "o", color=colour, label=name)
-        right.vlines(at, 100 * rows.low, 100 * rows.high, color=colour)
-        right.set_xticks(range(len(rows)), rows["shift"], rotation=60, ha="right")
+    look = {"hue": "arm", "palette": ARM_COLOURS, "hue_order": [arm for arm in ARM_COLOURS if arm in set(table.arm)]}
+    percent = table.assign(percent=100 * table.accuracy)
+    style = {"errorbar": None, "linestyle": "none", "dodge": 0.5, "markersize": 5}
+    sns.pointplot(percent, x="condition", y="percent", ax=left, **look, **style)
+    left.set(xlabel="", ylabel="accuracy (%)", title=f"means of an arm, n = {table.seed.nunique()} seeds")
+    for offset, (arm, rows) in zip((-0.12, 0.12), found.groupby("arm", sort=False), strict=True):
+        at, label = np.arange(len(rows)) + offset, f"{arm} minus {rows.reference.iloc[0]}"
+        right.plot(at, 100 * rows.difference, "o", color=ARM_COLOURS[arm], label=label)
+        if rows.n.min() >= 4:
+            right.vlines(at, 100 * rows.low, 100 * rows.high, color=ARM_COLOURS[arm])
+        right.set_xticks(range(len(rows)), rows["shift"])
     right.axhline(0, color="0.3", lw=1)
-    right.set(ylabel="points", title="what the overlay adds: paired by seed, 95 % intervals")
+    right.set(ylabel="points", title="what the overlay adds, in pairs of one seed")
     for axis in (left, right):
+        axis.tick_params(axis="x", rotation=60)
         axis.legend(fontsize=8)
     return figure
 
@@ -730,59 +657,16 @@ def fitted_losses(
     measured : (low, high)
         Range of gaps to be marked, of our own teacher.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.5), squeeze=False)
-    palette = sns.color_palette("colorblind")
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.5), squeeze=False, sharey=True)
     for axis, (title, (table, (low, high))) in zip(axes[0], panels.items(), strict=True):
-        for (signals, lines), colour in zip(table.groupby("signals", sort=False), palette[:4:3], strict=True):
-            axis.plot(lines.gap, lines.loss, color=colour, label=f"expected, {signals}")
+        sns.lineplot(table, x="gap", y="loss", hue="signals", palette="colorblind", ax=axis)
         axis.axhspan(
-            low, high, color="0.3", alpha=0.3, lw=0, label="published loss, down to what\nthe deductions leave"
+            low, high, color="0.3", alpha=0.3, lw=0, label="published loss, down to\nwhat the deductions leave"
         )
         axis.axvline(stated, color="0.3", ls=":", lw=1.2, label=f"gap from published\ntest cats: {stated:.1f}")
-        axis.axvspan(*measured, color=palette[2], alpha=0.15, lw=0, label="our teacher: middle half")
-        look = {"yscale": "log", "ylim": (1e-3, 3)}
-        axis.set(title=title, xlabel="gap of the teacher's logits", ylabel="training loss (nats)", **look)
+        axis.axvspan(*measured, color="tab:green", alpha=0.15, lw=0, label="our teacher: middle half")
+        axis.set(title=title, xlabel="gap of the teacher's logits", ylabel="training loss (nats)", yscale="log")
+        axis.set_ylim(1e-3, 3)
+        axis.legend().remove()
     axes[0, -1].legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    return figure
-
-
-def remaining_gain(
-    table: pd.DataFrame,
-    published: pd.Series,
-    title: str,
-    xlabel: str = "test accuracy minus Student, same seed (points)",
-) -> Figure:
-    """Gain of each control over the plain student of the same seed: pairs, means, 95 % t-intervals from four pairs on.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns ``group``, ``label``, ``gain`` (a fraction), one row a pair of runs, in the order to be drawn.
-    published : Series
-        Label -> published difference of means (fraction), drawn beside; may be empty.
-    title : str
-        Data and student.
-    xlabel : str
-    """
-    groups = dict(zip(table.group.unique(), sns.color_palette("colorblind"), strict=False))
-    figure, axis = plt.subplots(
-        figsize=(8.5, 0.9 + 0.27 * (len(table.drop_duplicates(["group", "label"])) + len(groups)))
-    )
-    beside, place, labels = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}, 0, {}
-    for group, colour in groups.items():
-        axis.annotate(group, (0.005, place), color=colour, weight="bold", **beside)
-        for label, gains in table[table.group == group].groupby("label", sort=False).gain:
-            place += 1
-            labels[place] = label
-            axis.plot(100 * gains, [place] * len(gains), "o", ms=4, alpha=0.35, color=colour)
-            _mean(axis, place, 100 * gains, across=True, fmt="D", ms=5, color=colour, capsize=3)
-            axis.annotate(f"n = {len(gains)}", (1.01, place), **beside)
-            if label in published.index:
-                axis.plot(100 * published[label], place, "|", ms=13, mew=2.2, color="0.15")
-        place += 1
-    note = "diamond: mean, 95 % interval" + ", bar: published (CIFAR-10, 4.12x)" * bool(len(published))
-    axis.axvline(0, color="0.3", lw=1)
-    axis.set_yticks(list(labels), list(labels.values()))
-    axis.set(xlabel=xlabel, ylim=(place - 0.3, -0.7), title=f"{title}\n{note}")
-    axis.grid(False, axis="y")
     return figure

@@ -7,7 +7,7 @@ are the official files, or the reader's own images in a folder or an ``.npz`` fi
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,13 +97,7 @@ class ImageSet:
     @cached_property
     def fingerprint(self) -> str:
         """First 16 hex digits of a SHA-256 over shapes, pixels and labels; names do not enter."""
-        digest = hashlib.sha256()
-        for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels)):
-            digest.update(repr(tuple(images.shape)).encode())
-            digest.update(np.ascontiguousarray(images))
-            # A fixed byte order, so that every machine finds the same fingerprint.
-            digest.update(labels.astype("<i8"))
-        return digest.hexdigest()[:16]
+        return fingerprint_of((self.train_images, self.train_labels), (self.test_images, self.test_labels))
 
     @cached_property
     def mean_std(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -138,6 +132,17 @@ class ImageSet:
         test = train_indices(self.test_labels, Subset(n_test / self.n_test, seed))
         taken = self.train_images[train], self.train_labels[train], self.test_images[test], self.test_labels[test]
         return ImageSet(self.name, *taken, self.class_names, self.flip)
+
+
+def fingerprint_of(*parts: tuple[np.ndarray, np.ndarray]) -> str:
+    """First 16 hex digits of a SHA-256 over shapes, pixels and labels of each part: images with their labels."""
+    digest = hashlib.sha256()
+    for images, labels in parts:
+        digest.update(repr(tuple(images.shape)).encode())
+        digest.update(np.ascontiguousarray(images))
+        # A fixed byte order, so that every machine finds the same fingerprint.
+        digest.update(labels.astype("<i8"))
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -203,16 +208,18 @@ def validation_indices(labels: np.ndarray, subset: Subset) -> np.ndarray:
 
 def _rows(labels: np.ndarray, subset: Subset) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on, and those held out."""
+
+    def split(rows: np.ndarray, share: float, seed: int) -> Iterable[np.ndarray]:
+        # scikit-learn rounds a share down, and 0.29 * 100 is a little less than 29; so it is given numbers.
+        n = round(share * len(rows))
+        return map(np.sort, train_test_split(rows, train_size=n, stratify=labels[rows], random_state=seed))
+
     train, held_out = np.arange(len(labels), dtype=np.int64), np.arange(0, dtype=np.int64)
     try:
-        # scikit-learn rounds a share down, and 0.29 * 100 is a little less than 29; so it is given numbers.
         if subset.validation > 0:
-            n = round(subset.validation * len(train))
-            held_out, train = train_test_split(train, train_size=n, stratify=labels, random_state=_VALIDATION_SEED)
-            held_out, train = np.sort(held_out), np.sort(train)
+            held_out, train = split(train, subset.validation, _VALIDATION_SEED)
         if subset.fraction < 1:
-            n = round(subset.fraction * len(train))
-            train = np.sort(train_test_split(train, train_size=n, stratify=labels[train], random_state=subset.seed)[0])
+            train, _ = split(train, subset.fraction, subset.seed)
     except ValueError as error:
         raise InputError(f"{subset} of {len(labels)} images is not possible: {first_line(error)}") from error
     for rows in (train, held_out) if len(held_out) else (train,):
@@ -273,16 +280,15 @@ def load_images(
         raise MissingImages(f"no CIFAR-10 here; {_WAYS}")
     elif (path / "test").is_dir():
         classes, arrays = class_folders(path / "test"), {}
-        numbered = {each: label for label, each in enumerate(classes)}
-        for part in [each for each in ("train", "test") if (path / each).is_dir()]:
+        for part in ("train", "test") if (path / "train").is_dir() else ("test",):
             if class_folders(path / part) != classes:
                 raise InputError(f"{path}: train and test do not have the same class folders; give both every class")
-            images, labels, left_out = read_folder(path / part, numbered)
+            images, labels, left_out = read_folder(path / part, {each: label for label, each in enumerate(classes)})
             arrays |= {f"{part}_images": images, f"{part}_labels": labels}
             why = "".join(f", {n} {reason}" for reason, n in left_out.items())
             log(f"{path / part}: {len(images):,} images loaded, {left_out.total():,} files left out{why}")
     elif path.suffix == ".npz" and path.is_file():
-        arrays = read_npz(path, (*_ARRAYS, "class_names"))
+        arrays = read_npz(path, _ARRAYS)
         classes = arrays["class_names"]
     else:
         raise InputError(f"{path} is {'not one of the forms known' if path.exists() else 'not there'}; {_WAYS}")
@@ -330,7 +336,7 @@ def cut_official(images: ImageSet, n_train: int = 40_000) -> dict[str, np.ndarra
 
 
 def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Those of the arrays `names` that an ``.npz`` file has; ``class_names`` as a tuple of strings.
+    """Those of the arrays `names` that an ``.npz`` file has, and ``class_names`` as a tuple of strings.
 
     Raises
     ------
@@ -340,11 +346,11 @@ def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
         # Never unpickled: a pickle from elsewhere can run any code.
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in names if name in file}
-        return arrays | {"class_names": tuple(arrays["class_names"].astype(str).tolist())}
+            classes = tuple(file["class_names"].astype(str).tolist())
+            return {name: file[name] for name in names if name in file} | {"class_names": classes}
     # What NumPy and zipfile raise depends on what is wrong: damage, encryption, compression, no room in memory.
     except Exception as error:
-        how = f"write {', '.join(names)} with numpy.savez, without object arrays"
+        how = f"write {', '.join(names)}, class_names with numpy.savez, without object arrays"
         raise InputError(f"{path} cannot be read ({first_line(error)}); {how}") from error
 
 
@@ -386,15 +392,14 @@ def read_folder(
 
     def is_loaded(file: str) -> bool:
         inside = Path(file).relative_to(folder).parts
-        if any(part.startswith(".") for part in inside):
-            left_out["hidden"] += 1
-        elif not has_file_allowed_extension(file, IMG_EXTENSIONS):
-            left_out["not an image by their ending"] += 1
-        elif inside[0] not in numbered:
-            left_out["of other classes"] += 1
-        else:
-            return True
-        return False
+        reasons = {
+            "hidden": any(part.startswith(".") for part in inside),
+            "not an image by their ending": not has_file_allowed_extension(file, IMG_EXTENSIONS),
+            "of other classes": inside[0] not in numbered,
+        }
+        first = [reason for reason, holds in reasons.items() if holds][:1]
+        left_out.update(first)
+        return not first
 
     every = {name: numbered.get(name, -1) for name in class_folders(folder)}
     samples = make_dataset(folder, every, is_valid_file=is_loaded, allow_empty=True) if every else []
@@ -421,7 +426,7 @@ def _read_image(file: str, side: int | None) -> np.ndarray:
 
 def _checked(source: Path, arrays: dict[str, np.ndarray], classes: tuple[str, ...], test_alone: bool) -> ImageSet:
     """An image set of arrays that came from `source`, if they are sound."""
-    if len(classes) < 2 or len(set(classes)) < len(classes):
+    if len(set(classes)) < max(2, len(classes)):
         raise InputError(f"{source}: class_names must be two or more different names, not {list(classes)}")
     if test_alone and "test_images" in arrays:
         arrays = {"train_images": arrays["test_images"][:0], "train_labels": np.empty(0, np.int64)} | arrays

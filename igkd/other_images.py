@@ -11,8 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -22,11 +21,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import confusion_matrix
 from torchvision.transforms.v2 import functional as transform
 
 from igkd.errors import InputError
 from igkd.experiments import Planned
-from igkd.images import CIFAR10_CLASSES, check_arrays, class_folders, read_folder, read_npz
+from igkd.images import CIFAR10_CLASSES, check_arrays, class_folders, fingerprint_of, read_folder, read_npz
 from igkd.models import MobileNetV2, state_digest
 from igkd.records import write_atomically
 from igkd.study import Study
@@ -54,8 +54,8 @@ CLEAN = "clean"
 ALL, TEACHER_CORRECT = "all", "teacher_correct"
 _NOISE_SEED = 0
 _SIDE = 32  # of an ImageNet image, in pixels
-#: What is counted of a network: conditions with their confusion matrices.
-Count = Callable[[MobileNetV2], Iterable[tuple[str, np.ndarray]]]
+#: What a network is shown: conditions with their images and labels, made when the first network is evaluated.
+Shown = Callable[[], Iterator[tuple[str, np.ndarray, np.ndarray]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +87,7 @@ class ImageNetSubset:
     @cached_property
     def fingerprint(self) -> str:
         """First 16 hex digits of a SHA-256 over shape, pixels and labels."""
-        digest = hashlib.sha256(repr(self.images.shape).encode())
-        digest.update(np.ascontiguousarray(self.images))
-        digest.update(self.labels.astype("<i8"))
-        return digest.hexdigest()[:16]
+        return fingerprint_of((self.images, self.labels))
 
     def __str__(self) -> str:
         mapping = "corrected mapping" if self.corrected else "published mapping"
@@ -157,17 +154,17 @@ def load_imagenet(path: str | Path | None = None, corrected: bool = False) -> Im
     if folder is not None:
         if any(folder.glob("*/cifar10-*")):
             raise InputError(f"{folder} has images of CIFAR-10 (cifar10-*); copy only those of ImageNet, n*.png")
-        column = mapping().set_index("wnid")["corrected" if corrected else "cifar10"]
-        numbered = {wnid: numbers[name] for wnid, name in column.items() if name} if by_synset else numbers
-        images, labels, left_out = read_folder(folder, numbered, _SIDE)
+        if by_synset:
+            classes = mapping().set_index("wnid")["corrected" if corrected else "cifar10"]
+            numbers = classes.map(numbers).dropna().astype(int).to_dict()
+        images, labels, left_out = read_folder(folder, numbers, _SIDE)
         source = "the ILSVRC validation images" if by_synset else "a folder"
         return ImageNetSubset(images, labels, left_out.total(), source, by_synset, corrected)
     if not path.is_file():
         raise InputError(f"{path} is {'none of the forms known' if path.exists() else 'not there'}; get {WAYS}")
-    names = ("test_images", "test_labels", "class_names")
-    arrays = read_npz(path, names)
-    if missing := set(names) - set(arrays):
-        raise InputError(f"{path} lacks {', '.join(sorted(missing))}; get {WAYS}")
+    arrays = read_npz(path, ("test_images", "test_labels"))
+    if len(arrays) < 3:
+        raise InputError(f"{path} has only {', '.join(arrays)}; get {WAYS}")
     images, labels, classes = arrays.values()
     check_arrays(str(path), images, labels, classes)
     labels = np.array([numbers.get(name, -1) for name in classes])[labels]
@@ -225,12 +222,13 @@ def measures(confusion) -> dict:
         ``per_class_accuracy`` (recall; NaN for a class that does not occur), as fractions; ``n_test``.
     """
     counts = np.asarray(confusion, dtype=float)
-    total, true, answered = counts.sum(), counts.sum(1), counts.sum(0)
+    total, of_class = counts.sum(), counts.sum(1)
     with np.errstate(invalid="ignore"):  # where nothing is counted, 0 / 0 is NaN
-        accuracy, by_chance, recall = counts.trace() / total, true @ answered / total**2, counts.diagonal() / true
+        accuracy, recall = counts.trace() / total, counts.diagonal() / of_class
+        by_chance = of_class @ counts.sum(0) / total**2
         return {
             "accuracy": float(accuracy),
-            "balanced_accuracy": float(recall[true > 0].sum() / np.count_nonzero(true)),
+            "balanced_accuracy": float(pd.Series(recall).mean()),  # without the NaN
             "kappa": float((accuracy - by_chance) / (1 - by_chance)),
             "per_class_accuracy": recall,
             "n_test": int(total),
@@ -294,17 +292,14 @@ def on_imagenet(study: Study, planned: list[Planned], subset: ImageNetSubset) ->
     int
         Runs that could not be evaluated, because their weights are not here (see `Study.student`).
     """
-    right: list[np.ndarray] = []  # filled when a network is evaluated, as that may need no teacher
 
-    def count(model: MobileNetV2) -> Iterator[tuple[str, np.ndarray]]:
-        if not right:
-            right.append(_answers(study.teacher().model, subset.images, study) == subset.labels)
-        answers = _answers(model, subset.images, study)
-        for group, rows in ((ALL, slice(None)), (TEACHER_CORRECT, right[0])):
-            yield group, _confusion(subset.labels[rows], answers[rows], study)
+    def shown() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        right = _answers(study.teacher().model, subset.images, study) == subset.labels
+        for group, rows in ((ALL, slice(None)), (TEACHER_CORRECT, right)):
+            yield group, subset.images[rows], subset.labels[rows]
 
     name = "imagenet-corrected" if subset.corrected else "imagenet"
-    return _evaluate(study, planned, name, subset.fingerprint, str(subset), study.plan.teacher_key, count)
+    return _evaluate(study, planned, name, subset.fingerprint, str(subset), study.plan.teacher_key, shown)
 
 
 def under_corruption(study: Study, planned: list[Planned]) -> int:
@@ -315,16 +310,13 @@ def under_corruption(study: Study, planned: list[Planned]) -> int:
     int
         Runs that could not be evaluated, because their weights are not here (see `Study.student`).
     """
-    made: dict[str, np.ndarray] = {}
 
-    def count(model: MobileNetV2) -> Iterator[tuple[str, np.ndarray]]:
-        if not made:
-            made.update(conditions(study.images.test_images))
-        for condition, pictures in made.items():
-            yield condition, _confusion(study.images.test_labels, _answers(model, pictures, study), study)
+    def shown() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        for condition, pictures in conditions(study.images.test_images):
+            yield condition, pictures, study.images.test_labels
 
     fingerprint, images = robustness_fingerprint(study), f"{study.images.n_test:,} test images"
-    return _evaluate(study, planned, "robustness", fingerprint, images, "", count)
+    return _evaluate(study, planned, "robustness", fingerprint, images, "", shown)
 
 
 def robustness_fingerprint(study: Study) -> str:
@@ -356,8 +348,7 @@ def kept(study: Study, planned: list[Planned], name: str, fingerprint: str | Non
     found = [path for path in study.store.root.glob(f"shift/{name}/*-*.json") if path.stem.split("-")[0] in keys]
     read = [evaluation for path in found if (evaluation := _read(path)).teacher in ("", study.plan.teacher_key)]
     if fingerprint is None and read:
-        counts = Counter(each.fingerprint for each in read)
-        fingerprint = min(counts, key=lambda one: (-counts[one], one))
+        fingerprint = pd.Series([each.fingerprint for each in read]).mode()[0]
     by_key = {each.run: each for each in read if each.fingerprint == fingerprint}
     rows = []
     for item in [each for each in planned if each.run.key in by_key]:
@@ -369,8 +360,8 @@ def kept(study: Study, planned: list[Planned], name: str, fingerprint: str | Non
     return pd.DataFrame(rows)
 
 
-def _evaluate(study: Study, planned, name: str, fingerprint: str, images: str, teacher: str, count: Count) -> int:
-    without_weights, done = 0, 0
+def _evaluate(study: Study, planned, name: str, fingerprint: str, images: str, teacher: str, shown: Shown) -> int:
+    without_weights, done, made = 0, 0, []
     for item in planned:
         key = item.run.key
         path = study.store.root / "shift" / name / f"{key}-{fingerprint}.json"
@@ -380,7 +371,12 @@ def _evaluate(study: Study, planned, name: str, fingerprint: str, images: str, t
         if model is None:
             without_weights += 1
             continue
-        machine, confusions = study.compute.describe()["name"], {name: each.tolist() for name, each in count(model)}
+        made, classes = made or list(shown()), range(study.images.num_classes)
+        confusions = {
+            condition: confusion_matrix(labels, _answers(model, pictures, study), labels=classes).tolist()
+            for condition, pictures, labels in made
+        }
+        machine = study.compute.describe()["name"]
         evaluation = Evaluation(name, key, fingerprint, images, teacher, state_digest(model), confusions, machine)
         write_atomically(path, (json.dumps(asdict(evaluation)) + "\n").encode())
         done += 1
@@ -398,9 +394,3 @@ def _read(path: Path) -> Evaluation:
 
 def _answers(model: MobileNetV2, images: np.ndarray, study: Study) -> np.ndarray:
     return predict(model, images, study.compute).argmax(1).numpy()
-
-
-def _confusion(labels: np.ndarray, answers: np.ndarray, study: Study) -> np.ndarray:
-    counts = np.zeros((study.images.num_classes,) * 2, int)
-    np.add.at(counts, (labels, answers), 1)
-    return counts

@@ -1,7 +1,8 @@
 """Which differences between arms are real, how large they are, and how sure we can be.
 
 A table of runs has one row a run: ``arm``, ``seed``, ``accuracy`` (a fraction). Tests and intervals are SciPy's and
-statsmodels'. Where nothing can be said, because runs are too few or do not vary, numbers are NaN; nothing stops.
+statsmodels'. Where nothing can be said, because runs are too few, do not vary, or lack a value, numbers are NaN; what
+is no input of a formula is refused.
 """
 
 import warnings
@@ -11,7 +12,6 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 from statsmodels.formula.api import ols
-from statsmodels.stats.contingency_tables import mcnemar as mcnemar_test
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
@@ -35,18 +35,17 @@ def compare(runs: pd.DataFrame, pairs, pair_by: str | None = "seed", value: str 
     """
     rows, runs = [], runs.set_index(pair_by) if pair_by else runs
     for arm, reference in pairs:
-        a, b = (runs.loc[runs.arm == name, value].dropna() for name in (arm, reference))
+        a, b = (runs.loc[runs.arm == name, value].astype(float) for name in (arm, reference))
         if pair_by:
             if not (a.index.is_unique and b.index.is_unique):
                 raise InputError(f"{arm} or {reference} has two runs with the same {pair_by}; pairs need one run each")
             a, b = a.align(b, join="inner")
-        row = [arm, reference, len(a), len(b), a.mean(), b.mean(), a.mean() - b.mean()]
-        spreads = [np.ptp(sample) for sample in ([a - b] if pair_by else [a, b]) if min(len(a), len(b)) >= 2]
-        if max(spreads, default=0) > TINY:
-            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # that one arm does not vary
-                test = stats.ttest_rel(a, b) if pair_by else stats.ttest_ind(a, b, equal_var=False)
-            row += [*test.confidence_interval(), test.pvalue]
-        rows.append(dict(zip(COLUMNS, row)))
+        with warnings.catch_warnings(action="ignore"):  # of too few runs, or of an arm that does not vary
+            test = stats.ttest_rel(a, b) if pair_by else stats.ttest_ind(a, b, equal_var=False)
+        means = [sample.mean(skipna=False) for sample in (a, b)]
+        varies = ((a - b).std() if pair_by else a.std() + b.std()) > TINY
+        known = [*test.confidence_interval(), test.pvalue] if varies else [np.nan] * 3
+        rows.append([arm, reference, len(a), len(b), *means, means[0] - means[1], *known])
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.assign(p_holm=holm(table.p))
 
@@ -76,10 +75,10 @@ def factorial(runs: pd.DataFrame, block: str | None = None) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If the arms are not the eight of the design.
+        If the arms are not the eight of the design, or a run has no accuracy.
     """
-    if set(runs.arm) != set(ARMS):
-        raise InputError(f"the design needs runs of exactly {', '.join(ARMS)}, not of {', '.join(set(runs.arm))}")
+    if set(runs.arm) != set(ARMS) or runs.accuracy.isna().any():
+        raise InputError(f"the design needs accuracies of exactly {', '.join(ARMS)}, not of {', '.join(set(runs.arm))}")
     levels = runs.arm.str.get_dummies("+")[["KD", "IG", "AT"]] - 0.5
     with np.errstate(all="ignore"):  # no run is left to estimate the error
         fit = ols("accuracy ~ KD * IG * AT" + (f" + C({block})" if block else ""), runs.assign(**levels)).fit()
@@ -94,7 +93,7 @@ def factorial(runs: pd.DataFrame, block: str | None = None) -> pd.DataFrame:
 def t_interval(values) -> tuple[float, float]:
     """95 % confidence interval of a mean; for seaborn's ``errorbar=``."""
     values = pd.Series(values, dtype=float)
-    return stats.t.interval(0.95, len(values) - 1, values.mean(), values.sem())
+    return stats.t.interval(0.95, len(values) - 1, values.mean(skipna=False), values.sem())
 
 
 def spread(*samples) -> tuple[float, float, float]:
@@ -111,7 +110,7 @@ def power(difference: float, sd: float, n: int, *, paired: bool = True, alpha: f
     if not (n >= 2 and sd > TINY):
         return np.nan
     df, pairs = (n - 1, n) if paired else (2 * n - 2, n / 2)
-    # The square of t is F; statsmodels' TTestPower adds two tails of t, of which SciPy returns some as NaN. SciPy's F is 0 without effect.
+    # The square of t is F; statsmodels adds two tails of t, of which SciPy returns some as NaN. At 0 SciPy's F is wrong.
     return float(np.clip(stats.ncf.sf(stats.f.isf(alpha, 1, df), 1, df, pairs * (difference / sd) ** 2), alpha, 1))
 
 
@@ -132,7 +131,7 @@ def smallest_difference(n: int, sd: float, *, power: float = 0.8, paired: bool =
 
 def runs_needed(difference: float, sd: float, *, power: float = 0.8, paired: bool = True, alpha: float = 0.05) -> float:
     """Runs of each arm (pairs if `paired`) that find a true difference of this size; NaN if no number can."""
-    if not abs(difference) > 0 or np.isnan(smallest_difference(2, sd, power=power, paired=paired, alpha=alpha)):
+    if not abs(difference) > TINY * sd or np.isnan(smallest_difference(2, sd, power=power, paired=paired, alpha=alpha)):
         return np.nan
     most = 2
     while _power(difference, sd, most, paired=paired, alpha=alpha) < power:
@@ -143,9 +142,11 @@ def runs_needed(difference: float, sd: float, *, power: float = 0.8, paired: boo
 def luck(n: int, rng: np.random.Generator, num_arms: int = 4, sd: float = 1, correlation: float = 0) -> pd.DataFrame:
     """What 4000 simulated studies find in which all arms are the same: one row a study, p-values and gains.
 
-    `correlation` is that of runs of one pair. ``any_arm`` is the smallest p-value of all arms, ``any_look`` that of
-    tests after two, three, ... n pairs; ``best_gain`` compares best runs.
+    `correlation`, 0 to 1, is that of runs of one pair. ``any_arm`` is the smallest p-value of all arms, ``any_look`` that
+    of tests after two, three, ... n pairs; ``best_gain`` compares best runs.
     """
+    if not 0 <= correlation <= 1:
+        raise InputError(f"the correlation is {correlation}; give a number from 0 to 1")
     common, own = rng.normal(0, sd, (4000, 1, n)), rng.normal(0, sd, (4000, num_arms, n))
     runs = correlation**0.5 * common + (1 - correlation) ** 0.5 * own
     reference, others = runs[:, :1], runs[:, 1:]
@@ -185,17 +186,27 @@ def probability_of_improvement(a, b, *, paired: bool = True) -> tuple[float, flo
     return float(share), *map(float, proportion_confint(share * duels, duels, method="beta"))
 
 
+def _right(predictions, labels) -> pd.DataFrame:
+    """Which images (columns) each row of classes (n, N) puts into the class of `labels` (N,)."""
+    predictions, labels = np.atleast_2d(predictions), np.asarray(labels)
+    whole = {predictions.dtype.kind, labels.dtype.kind} <= set("iub")
+    if not (whole and predictions.shape[1:] == labels.shape):
+        raise InputError(f"{predictions.shape} classes for {labels.shape} images; give whole numbers, one an image")
+    return pd.DataFrame(predictions == labels)
+
+
 def agreement(predicted, teacher, labels) -> pd.Series:
     """Share of images that a student puts into its teacher's class: of all, and of those that the teacher gets wrong."""
-    same, wrong = np.equal(predicted, teacher), np.not_equal(teacher, labels)
-    return pd.Series({"all": same.mean(), "teacher_wrong": same[wrong].mean() if wrong.any() else np.nan})
+    same, right = _right(predicted, teacher).loc[0], _right(teacher, labels).loc[0]
+    return pd.Series({"all": same.mean(), "teacher_wrong": same[~right].mean()})
 
 
 def mcnemar(a, b, labels) -> pd.Series:
     """Do two networks err on as many of the same images? McNemar's exact test; ``only_a``: images right in `a` alone."""
-    a, b = np.equal(a, labels), np.equal(b, labels)
-    table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
-    return pd.Series({"only_a": table[0][1], "only_b": table[1][0], "p": float(mcnemar_test(table, exact=True).pvalue)})
+    a, b = _right([a, b], labels).to_numpy()
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    p = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    return pd.Series({"only_a": only_a, "only_b": only_b, "p": p})
 
 
 def test_set_share(predictions, labels) -> tuple[float, float, float]:
@@ -206,7 +217,7 @@ def test_set_share(predictions, labels) -> tuple[float, float, float]:
     covariance of two different images, which a larger test set would keep; above 1 it is cut, as chance put it there.
     Source: K. Jordan, On the variance of neural network training (2023), arXiv:2304.01910.
     """
-    right = pd.DataFrame(np.equal(predictions, labels), dtype=float)  # its variance of a single seed is a silent NaN
+    right = _right(predictions, labels).astype(float)
     variance, low, high = np.square(spread(right.mean(axis=1)))
     variances = np.array([variance or np.nan, high, low])
     return tuple(np.clip((right.var().mean() / variances - 1) / (right.shape[1] - 1), 0, 1).tolist())

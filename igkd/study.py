@@ -200,8 +200,10 @@ class Study:
         """
         declared = {experiment for name in notebooks for experiment in NOTEBOOKS.get(name, ())}
         items = [item for experiment in ORDER if experiment in declared for item in experiment(self.plan)]
-        unique = {item.run.key: item for item in reversed(items)}
-        return self.teacher_runs() + list(unique.values())[::-1]
+        unique = {}
+        for item in items:
+            unique.setdefault(item.run.key, item)
+        return self.teacher_runs() + list(unique.values())
 
     def teacher(self, key: str | None = None) -> Teacher:
         """The teacher of this key, by default the profile's own, which is trained first if need be."""

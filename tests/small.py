@@ -4,11 +4,10 @@ import numpy as np
 import torch
 
 from igkd.device import Compute
-from igkd.images import ImageSet, Subset
-from igkd.methods import Method, Recipe
-from igkd.models import Architecture, attention_tap
-from igkd.runs import Run, SignalSpec
-from igkd.signals import Signals, Teacher, as_input
+from igkd.images import ImageSet, as_input
+from igkd.models import attention_tap, build
+from igkd.runs import Architecture, Method, Recipe, Run, SignalSpec, Subset
+from igkd.signals import Signals, Teacher
 
 COMPUTE = Compute("cpu", bfloat16=False)
 #: 40 images in batches of 8: five steps an epoch.
@@ -60,7 +59,7 @@ def small_signals(images: ImageSet, blocks_removed: int = 17, seed: int = 0) -> 
 def small_teacher(images: ImageSet, seed: int = 0) -> Teacher:
     """Random features with a classifier fitted by least squares: right on every training image."""
     generator = torch.Generator().manual_seed(seed)
-    model = Architecture(15, normalize=True).build(images.num_classes, images.mean_std, generator).eval()
+    model = build(Architecture(15, normalize=True), images.num_classes, images.mean_std, generator).eval()
     x = as_input(images.train_images)
     with torch.no_grad():
         features = model.features((x - model.mean) / model.std).mean((2, 3))

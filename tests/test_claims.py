@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from igkd import claims, experiments, other_images, published
-from igkd.engine import Study
+from igkd.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent
 

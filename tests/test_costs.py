@@ -21,12 +21,13 @@ from igkd.costs import (
     sizes,
     steady_state,
 )
-from igkd.engine import Study
+from igkd.study import Study
 from igkd.errors import InputError
 from igkd.experiments import PROFILES, Planned
-from igkd.images import CIFAR10_CLASSES, Subset, as_input, load_images
-from igkd.models import Architecture, MobileNetV2, load_weights
-from igkd.runs import Store
+from igkd.images import CIFAR10_CLASSES, as_input, load_images
+from igkd.models import MobileNetV2, load_weights
+from igkd.records import Store
+from igkd.runs import Architecture, Subset
 from igkd.training import train
 from small import COMPUTE, RECIPE, small_images, small_run
 
@@ -64,9 +65,9 @@ def test_ratios_are_taken_within_a_round():
 
 
 def test_latencies_are_kept_with_their_machine(tmp_path):
-    table = steady_state([Architecture(17), Architecture(17, 0.5)], {1: 6, 2: 7}, size=(8, 8))
+    table = steady_state([Architecture(17), Architecture(15)], {1: 6, 2: 7}, size=(8, 8))
     assert (
-        list(table.batch_size) == [1, 1, 2, 2] and list(table.width) == [1, 0.5] * 2 and list(table.n) == [6, 6, 7, 7]
+        list(table.batch_size) == [1, 1, 2, 2] and list(table.blocks_removed) == [17, 15] * 2 and list(table.n) == [6, 6, 7, 7]
     )
     path, machine = tmp_path / "new" / "latency-demo.json", {"name": "a machine", "threads": 1}
     kept = Measurements(path, machine).once("steady_state", {"networks": 2}, lambda: table)
@@ -185,7 +186,7 @@ def exported_run(profile, data, path):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_run_of_each_profile_is_exported(profile, cifar10, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("igkd.engine.REPOSITORY", tmp_path)
+    monkeypatch.setattr("igkd.study.REPOSITORY", tmp_path)
     data = None if profile == "demo" else cifar10
     command, record = exported_run(profile, data, tmp_path / "x.onnx")
     assert main(command + ["--data", str(data)] * (data is not None)) == 0

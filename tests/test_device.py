@@ -8,19 +8,12 @@ import torch
 from igkd import device, training
 from igkd.device import Compute, pick_compute
 from igkd.errors import InputError
-from igkd.methods import Method
-from igkd.runs import Store
+from igkd.records import Store
+from igkd.runs import Method
 from igkd.signals import Signals
 from small import ALL, RECIPE, small_images, small_run, small_signals
 
 IMAGES = small_images()
-
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-
-
-def trained(run, folder, compute):
-    store = Store(folder / "records", folder / "build", folder / "weights")
-    return training.train(run, IMAGES, store, compute, small_signals(IMAGES) if run.signals else Signals())
 
 
 @pytest.mark.parametrize("name", ["cpu:foo", "cpu:0", f"cuda:{torch.cuda.device_count()}", "cuda:-1", "gpu"])
@@ -29,19 +22,21 @@ def test_a_device_that_is_not_there_is_refused(name):
         pick_compute(name)
 
 
-@on_a_gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("method", [Method(), ALL], ids=["Student", "all ingredients"])
-def test_on_a_gpu_a_training_is_that_of_the_processor(method, tmp_path):
-    run = small_run(IMAGES, method, replace(RECIPE, num_epochs=4))
-    cpu = trained(run, tmp_path / "cpu", Compute("cpu", bfloat16=False))
-    gpu = trained(run, tmp_path / "gpu", Compute("cuda", bfloat16=False))
-    for one, other in zip(gpu.outcome["history"], cpu.outcome["history"], strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
-
-
-@on_a_gpu
-def test_on_a_gpu_each_can_be_named():
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_on_a_gpu_a_training_is_that_of_the_processor(method, optimizer, tmp_path):
     assert [pick_compute(name).device for name in ("cuda", "cuda:0")] == ["cuda", "cuda:0"]
+    recipe = replace(RECIPE, num_epochs=4, optimizer=optimizer, first_scale=0.5, first_share=0.5)
+    run = small_run(IMAGES, method, recipe)
+    signals = small_signals(IMAGES) if run.signals else Signals()
+
+    def losses(name):
+        store = Store(tmp_path / name, tmp_path / name, tmp_path / name)
+        outcome = training.train(run, IMAGES, store, Compute(name, bfloat16=False), signals).outcome
+        return [epoch["loss"] for epoch in outcome["history"]]
+
+    assert losses("cuda") == pytest.approx(losses("cpu"), rel=0.02)
 
 
 def test_a_record_tells_generations_of_a_processor_apart(tmp_path, monkeypatch):

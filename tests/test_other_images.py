@@ -12,10 +12,10 @@ from scipy.ndimage import gaussian_filter
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score
 
 from igkd import experiments, other_images, published
-from igkd.engine import Study
+from igkd.study import Study
 from igkd.errors import InputError
-from igkd.images import CIFAR10_CLASSES, Subset
-from igkd.methods import Recipe
+from igkd.images import CIFAR10_CLASSES
+from igkd.runs import Recipe, Subset
 from igkd.other_images import WAYS, ImageNetSubset, load_imagenet, mapping
 from igkd.training import predict
 from small import small_teacher
@@ -229,7 +229,9 @@ def study(tmp_path_factory):
 
 
 def short_runs(study):
-    students = [item for item in experiments.arms(study.plan, ("Student",)) if item.labels["seed"] < 2]
+    students = [
+        item for item in experiments.arms(study.plan) if item.labels["arm"] == "Student" and item.labels["seed"] < 2
+    ]
     recipe = Recipe(1, 16, one_cycle=False, padding=2)
     return [replace(each, run=replace(each.run, subset=Subset(0.2), recipe=recipe)) for each in students]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from igkd.engine import Study
+from igkd.study import Study
 from igkd.report import renewed
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,7 +16,7 @@ from statsmodels.stats.power import TTestIndPower, TTestPower
 from igkd import published
 from igkd import statistics as st
 from igkd.errors import InputError
-from igkd.methods import ARMS
+from igkd.runs import ARMS
 
 ACCURACIES = some.lists(some.integers(0, 1000).map(lambda right: right / 1000), min_size=0, max_size=12)
 DIFFERENCES = some.floats(-0.3, 0.3)

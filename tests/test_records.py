@@ -1,0 +1,138 @@
+"""What is kept of a training, and that what was damaged or edited since is not taken for it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from igkd.errors import InputError
+from igkd.models import build, pack_weights
+from igkd.records import Record, Store, pack_predictions, unpack_predictions, write_atomically
+from igkd.runs import Architecture
+from test_runs import PLAIN, RUN
+
+OUTCOME = {"accuracy": 0.925, "history": [{"epoch": 1, "loss": 0.1}], "per_class_accuracy": [0.9, None]}
+PROVENANCE = {"seconds": 1.5, "machine": {"device": "cpu"}, "versions": {"torch": "2"}}
+
+
+def record(run=RUN, **fields):
+    return Record(run, OUTCOME | fields, PROVENANCE)
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return Store(tmp_path / "records", tmp_path / "build", tmp_path / "weights")
+
+
+@pytest.mark.parametrize("run", [RUN, PLAIN], ids=["with a teacher", "without"])
+def test_a_record_comes_back_from_json(run):
+    text = record(run).to_json()
+    again = Record.from_json(text)
+    assert again == record(run) and again.to_json() == text
+    assert json.loads(text)["key"] == run.key
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: b"[]",
+        lambda content: b"\xff\xfe" + content,
+        lambda content: content.replace(b'"outcome"', b'"outcame"'),
+        lambda content: content.replace(b'"lr": 0.05', b'"lr": 0.05, "warmth": 1'),
+        lambda content: content.replace(b'"fraction": 0.8', b'"fraction": 8'),
+        lambda content: content.replace(b'"seed": 7', b'"seed": 8'),
+        lambda content: content.replace(b'"accuracy": 0.925', b'"accuracy": 0.926'),
+        lambda content: content.replace(b'"seconds": 1.5', b'"seconds": 0.5'),
+    ],
+    ids=["empty", "half", "list", "bytes", "lacking", "unknown", "out of range", "run", "accuracy", "provenance"],
+)
+def test_a_record_that_was_damaged_or_edited_is_refused_by_its_name(kept, damage):
+    path = kept.add(record(), "arms")
+    whole = path.read_bytes()
+    assert damage(whole) != whole
+    path.write_bytes(damage(whole))
+    for read in (lambda: kept.find(RUN.key), lambda: list(kept.records())):
+        with pytest.raises(InputError, match=RUN.key) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    path.write_bytes(whole)
+    assert kept.find(RUN.key) == record()
+
+
+def test_two_records_of_one_run_that_differ_are_refused(kept):
+    kept.add(record(), "arms")
+    kept.add(record(), "search")
+    assert kept.find(RUN.key) == record()
+    kept.add(record(accuracy=0.0), "search")
+    with pytest.raises(InputError):
+        kept.find(RUN.key)
+
+
+@pytest.mark.parametrize("name", [PLAIN.key, f"{RUN.key} (1)"], ids=["another run", "a file manager's copy"])
+def test_a_copy_of_a_record_under_another_name_is_refused(kept, name):
+    path = kept.add(record(), "arms")
+    shutil.copy(path, path.with_stem(name))
+    for read in (lambda: kept.find(name), lambda: list(kept.records())):
+        with pytest.raises(InputError):
+            read()
+    assert kept.find(RUN.key) == record()
+
+
+def test_records_are_merged_by_copying_files(kept, tmp_path):
+    there = Store(tmp_path / "there", tmp_path, tmp_path)
+    for each in (kept, there):
+        each.add(record(), "arms")
+    there.add(record(PLAIN), "search")
+    shutil.copytree(there.root, kept.root, dirs_exist_ok=True)
+    assert kept.find(PLAIN.key) == record(PLAIN) and kept.keys() == {RUN.key, PLAIN.key}
+    assert list(kept.records("arms")) == [record()]
+    assert [each.key for each in kept.records()] == sorted([RUN.key, PLAIN.key])
+
+
+def test_a_forgotten_run_leaves_nothing(kept, tmp_path):
+    for run in (RUN, PLAIN):
+        kept.add(record(run), "arms")
+    for path in (kept.weights_path(RUN.key), kept.checkpoint_path(RUN.key)):
+        write_atomically(path, b"content")
+    kept.forget(RUN.key)
+    assert kept.keys() == {PLAIN.key} and not list(tmp_path.rglob(f"{RUN.key}*"))
+
+
+def test_weights_are_found_where_they_were_made_or_shipped(kept):
+    model = build(Architecture(17), 10, None, torch.Generator())
+    assert kept.find_weights("abc") is None
+    for name, key in (("teacher", "abc"), ("another", "xyz")):
+        write_atomically(kept.shipped / f"{name}.safetensors", pack_weights(model, run=key))
+    assert kept.find_weights("abc") == kept.shipped / "teacher.safetensors"
+    write_atomically(kept.weights_path("abc"), pack_weights(model, run="abc"))
+    assert kept.find_weights("abc") == kept.weights_path("abc")
+    write_atomically(kept.shipped / "another.safetensors", b"not weights")
+    with pytest.raises(InputError, match="another.safetensors"):
+        kept.find_weights("no such run")
+
+
+def test_predictions_take_half_a_byte_an_image_and_come_back():
+    classes = np.random.default_rng(0).integers(0, 10, 10_000)
+    text = pack_predictions(classes)
+    assert np.array_equal(unpack_predictions(text), classes) and len(text) < 7000
+
+
+@pytest.mark.parametrize("before", [None, b"what was there"])
+def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path, before):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "a.json"
+    for content in (b"first", before) if before else ():
+        write_atomically(path, content)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel refuses what goes beyond this size, in the middle of the file as a full disk does.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError):
+            write_atomically(path, bytes(300_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == ([before] if before else [])

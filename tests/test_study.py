@@ -1,0 +1,309 @@
+"""A study: which runs it plans, what it trains and keeps, and what a kill, a second program or a failure costs."""
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from igkd.errors import InputError, TrainingError
+from igkd.experiments import Planned
+from igkd.models import pack_weights, state_digest
+from igkd.records import Record, write_atomically
+from igkd.runs import ARMS, Architecture, Method, SignalSpec
+from igkd.study import Study, describe
+from igkd.training import evaluate, predict
+from small import COMPUTE, RECIPE, small_images, small_run, small_teacher
+
+IMAGES = small_images()
+RUN = small_run(IMAGES)
+KD_IG = Method(alpha=0.5, temperature=2.0, overlay_prob=0.5)
+
+
+def record(run, accuracy=0.9, seconds=30.0, data="small"):
+    outcome = {"accuracy": accuracy, "n_test": 12, "n_train": 40, "weights": "0123", "history": []}
+    machine = {"name": "a processor", "threads": 1, "bfloat16": False}
+    return Record(run, outcome, {"data": data, "seconds": seconds, "machine": machine, "versions": {"torch": "2"}})
+
+
+def study_of(root, profile="demo", images=None, jobs=1):
+    study = Study(profile, device="cpu", root=root, log=lambda line: study.lines.append(line), jobs=jobs)
+    study.lines = []
+    if images is not None:
+        study.images = images
+    return study
+
+
+@pytest.fixture
+def study(tmp_path):
+    study = study_of(tmp_path, images=IMAGES)
+    study.compute = COMPUTE
+    return study
+
+
+def planned(*seeds):
+    return [Planned("arms", {"arm": "Student", "seed": seed}, small_run(IMAGES, seed=seed)) for seed in seeds]
+
+
+def with_teacher(study):
+    """Give the study a teacher as if it had been trained."""
+    teacher, key = small_teacher(study.images), study.plan.teacher_key
+    write_atomically(study.store.weights_path(key), pack_weights(teacher.model, run=key, accuracy="1.0"))
+    study.store.add(record(study.teacher_runs()[0].run), "teacher")
+    return teacher
+
+
+def digits(root, jobs, *epochs, method=Method()):
+    """A study of the demo's digits, and a tiny student of each seed with so many epochs."""
+    study, items = study_of(root, jobs=jobs), []
+    for seed, num_epochs in enumerate(epochs):
+        recipe = replace(study.profile.recipe, num_epochs=num_epochs)
+        run = study.plan.student(method, seed, recipe=recipe, blocks_removed=17)
+        items.append(Planned("arms", {"arm": "Student", "seed": seed}, run))
+    return study, items
+
+
+def outcomes(study, items):
+    return [study.store.find(item.run.key).outcome for item in items]
+
+
+# What is planned
+
+
+def test_the_paper_s_runs_are_done_in_the_order_of_their_weight(tmp_path):
+    """Pairs behind the claims, what the signals contribute, then factorial, Monte Carlo, sweep and recipe."""
+    teacher, *items = study_of(tmp_path, "paper", IMAGES).planned()
+    assert teacher.labels["arm"] == "Teacher" and not teacher.run.method.uses_teacher
+    pair = ("Student", "KD+IG")
+    new_controls = [("KD+IG", "released"), ("KD", "described"), ("KD", "permuted"), ("IG", "described")]
+    new_controls += [("IG", variant) for variant in ("dimming", "other_image", "noise")]
+    rest = [arm for arm in ARMS if "AT" in arm]
+    expected = [("arms", arm, seed) for seed, arm in product(range(10), pair)]
+    expected += [("controls", each, seed) for seed, each in product(range(5), new_controls)]
+    expected += [("arms", arm, seed) for seed, arm in product(range(5), rest)]
+    expected += [("arms", "KD+IG+AT", seed) for seed in range(5, 10)]
+    expected += [("monte_carlo", arm, seed) for seed, arm in product(range(10), pair)]
+    cuts = (17, 15, 13, 11, 9, 7, 3)  # that of 5 is among the pairs
+    expected += [("sweep", (arm, cut), seed) for seed, cut, arm in product(range(2), cuts, pair)]
+    expected += [("paper_recipe", arm, seed) for seed, arm in product(range(3), pair)]
+
+    def short(item):
+        arm, of = item.labels["arm"], item.labels.get("variant") or item.labels.get("blocks_removed")
+        return item.experiment, (arm, of) if of else arm, item.labels["seed"]
+
+    found = [short(item) for item in items]
+    assert found[:20] + found[55:] == expected[:20] + expected[55:]
+    assert set(found[20:55]) == set(expected[20:55])  # within a seed the order of the controls does not matter
+    assert [seed for *_, seed in found[20:55]] == [seed for *_, seed in expected[20:55]]
+    assert len({item.run.key for item in items}) == len(items) == len(expected)
+    for item in items:
+        assert (item.run.seed, item.run.data) == (item.labels["seed"], IMAGES.fingerprint)
+        assert (item.run.signals is not None) == item.run.method.uses_teacher
+        assert item.run.signals is None or item.run.signals.teacher == teacher.run.key
+
+
+# What is trained and kept
+
+
+@pytest.mark.parametrize("blocks_removed", [17, 16], ids=["a cut of the paper", "a cut without a tap"])
+def test_a_student_learns_from_the_teacher_that_it_names(study, blocks_removed):
+    teachers = {study.plan.teacher_key: with_teacher(study), "another": small_teacher(IMAGES, seed=1)}
+    content = pack_weights(teachers["another"].model, run="another", accuracy="1.0")
+    write_atomically(study.store.weights_path("another"), content)
+    for key, teacher in teachers.items():
+        signals = SignalSpec(key, n_steps=2)
+        run = replace(RUN, method=KD_IG, signals=signals, architecture=Architecture(blocks_removed))
+        np.testing.assert_allclose(
+            study.signals(run).logits, predict(teacher.model, IMAGES.train_images, COMPUTE), rtol=1e-4, atol=1e-4
+        )
+        study.ensure([Planned("arms", {"arm": "KD+IG", "seed": 0}, run)])
+        assert study.store.find(run.key).outcome["teacher_weights"] == state_digest(teacher.model)
+
+
+def test_the_table_has_what_the_records_have_and_a_second_time_nothing_is_trained(study):
+    items = planned(0, 1)
+    table = study.ensure(items)
+    measures = ["accuracy", "balanced_accuracy", "kappa", "loss", "n_test", "n_train", "train_accuracy"]
+    assert list(table.columns) == ["arm", "seed", "key", *measures, "seconds"]
+    assert list(table.key) == [item.run.key for item in items]
+    kept = study.store.find(items[1].run.key)
+    assert table.accuracy[1] == kept.outcome["accuracy"] and table.seconds[1] == kept.provenance["seconds"]
+    right = study.predictions(items) == IMAGES.test_labels
+    np.testing.assert_allclose(right.mean(1), table.accuracy)
+    with pytest.raises(InputError, match="no predictions of arms: Student, seed 2"):
+        study.predictions(planned(0, 2))
+    said = len(study.lines)
+    assert study.ensure(planned(0, 1, 2), budget=0).equals(table)
+    assert len(study.lines) == said + 1 and len(study.store.keys()) == 2  # it says that the time is used up
+
+
+def test_what_another_program_trains_meanwhile_is_not_trained_again(study):
+    first, second = planned(0, 1)
+    other = record(second.run, accuracy=0.125)  # which twelve images do not give
+    study.log = lambda line: line.startswith("[1/2]") and study.store.add(other, "elsewhere")
+    table = study.ensure([first, second])
+    assert table.accuracy[1] == 0.125 and not study.store.weights_path(second.run.key).exists()
+    assert [kept.key for kept in study.store.records()].count(second.run.key) == 1
+
+
+def test_a_student_is_the_network_that_its_record_describes(study):
+    study.ensure(planned(0))
+    kept, weights = study.store.find(RUN.key), study.store.weights_path(RUN.key)
+    for _ in range(2):  # read, then trained again
+        network = study.student(RUN)
+        assert state_digest(network) == kept.outcome["weights"]
+        accuracy = evaluate(network, IMAGES.test_images, IMAGES.test_labels, COMPUTE)["accuracy"]
+        assert accuracy == kept.outcome["accuracy"]
+        weights.unlink()
+    study.store.add(replace(kept, provenance=kept.provenance | {"seconds": 3600.0}), "arms")
+    assert study.student(RUN) is None  # nobody waits for an hour to see a network
+
+
+def test_epochs_are_rows_with_the_labels_of_their_run(study):
+    with_teacher(study)
+    signals = SignalSpec(study.plan.teacher_key, n_steps=2)
+    taught = Planned("arms", {"arm": "AT", "seed": 1}, replace(RUN, method=Method(gamma=5.0), signals=signals))
+    items = [*planned(0), taught]
+    study.ensure(items)
+    table = study.epochs([*items, *planned(2)])
+    assert list(table.arm) == ["Student", "Student", "AT", "AT"] and list(table.epoch) == [1, 2, 1, 2]
+    history, rows = study.store.find(taught.run.key).outcome["history"], table[table.arm == "AT"]
+    assert list(rows["gradient_norms.attention"]) == [epoch["gradient_norms"]["attention"] for epoch in history]
+    assert list(rows.attention) == [epoch["attention"] for epoch in history]
+    assert table[table.arm == "Student"][["attention", "gradient_norms.cross_entropy"]].isna().all(axis=None)
+
+
+def test_evidence_counts_the_runs_of_each_machine(study):
+    kept = [record(replace(RUN, seed=seed)) for seed in range(3)]
+    kept.append(record(replace(RUN, data="other images"), seconds=60.0))
+    evidence = study.evidence(kept)
+    assert list(evidence.runs) == [3, 1] and list(evidence["minutes in all"]) == [1.5, 1.0]
+    assert list(evidence.data) == [f"small ({IMAGES.fingerprint})", "small (other images)"]
+
+
+# What fails, and what else goes on
+
+
+def test_a_teacher_of_which_only_the_record_is_here_is_not_replaced(study):
+    with_teacher(study)
+    study.store.weights_path(study.plan.teacher_key).unlink()
+    with pytest.raises(InputError, match="only its record"):
+        study.teacher()
+
+
+def test_a_teacher_that_fails_is_trained_once_and_its_students_not_at_all(study):
+    teacher = small_run(IMAGES, recipe=replace(RECIPE, lr=1e30), architecture=Architecture(0, normalize=True))
+    signals = SignalSpec(teacher.key, n_steps=2)
+    runs = [replace(small_run(IMAGES, KD_IG, seed=seed), signals=signals) for seed in range(2)]
+    items = [Planned("arms", {"arm": "KD+IG", "seed": run.seed}, run) for run in runs]
+    items += [*planned(0), Planned("teacher", {"arm": "Teacher", "seed": 0}, teacher)]
+    with pytest.raises(TrainingError, match="3 of 4 runs failed"):
+        study.ensure(items)
+    failed = [line for line in study.lines if line.startswith("failed: ")]
+    assert ["the loss is" in line for line in failed] == [True, False, False]  # first, although it was given last
+    assert study.store.keys() == {RUN.key}
+
+
+def test_signals_that_cannot_be_written_fail_the_runs_that_need_them_alone(tmp_path):
+    study, plain = digits(tmp_path, 2, 1, 1)
+    with_teacher(study)
+    (tmp_path / "build" / "signals").write_text("")
+    with pytest.raises(TrainingError, match="2 of 4 runs failed.*its signals could not be computed"):
+        study.ensure(digits(tmp_path, 2, 1, 1, method=Method(alpha=0.5))[1] + plain)
+    assert study.store.keys() == {study.plan.teacher_key, *(item.run.key for item in plain)}
+
+
+def test_a_damaged_record_is_named_and_trained_again_once_it_is_deleted(study):
+    items = planned(0, 1)
+    table = study.ensure(items)
+    path = study.store.root / "arms" / f"{RUN.key}.json"
+    whole = path.read_text()
+    for damaged in (whole[:-100], whole.replace('"n_test": 12', '"n_test": 21'), ""):
+        path.write_text(damaged)
+        with pytest.raises(InputError) as caught:
+            study.ensure(items)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    path.unlink()
+    measures = table.columns.drop("seconds")
+    assert study.ensure(items)[measures].equals(table[measures])
+
+
+# Several processes, and their deaths
+
+
+def program(root, jobs, *epochs):
+    """Another program that trains `digits`, and says each line as it comes."""
+    code = (
+        f"import functools, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_study import *\n"
+        f"study, items = digits(Path({str(root)!r}), {jobs}, *{epochs})\n"
+        "study.log = functools.partial(print, flush=True); study.ensure(items)"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+def trainers(of: int | None = None):
+    """Processes that train for this one, or for another."""
+    return [each for each in psutil.Process(of).children(recursive=True) if "popen_loky" in " ".join(each.cmdline())]
+
+
+def test_runs_are_the_same_one_by_one_side_by_side_and_by_two_programs_at_once(tmp_path):
+    found = []
+    for jobs in (1, 2):
+        study, items = digits(tmp_path / str(jobs), jobs, 1, 1, 1, 1)
+        study.ensure(items)
+        found.append(outcomes(study, items))
+    shared = tmp_path / "shared"
+    programs = [program(shared, 1, 1, 1, 1, 1) for _ in "12"]
+    assert [(each.communicate() and each.returncode) for each in programs] == [0, 0]
+    found.append(outcomes(digits(shared, 1)[0], items))
+    assert found[0] == found[1] == found[2] and len({str(outcome) for outcome in found[0]}) == 4
+    assert len([path for path in (shared / "build").rglob("*") if path.is_file()]) == 8  # records and weights alone
+
+
+def test_after_kill_9_no_process_is_left_and_the_study_ends_as_if_nothing_had_been(tmp_path):
+    epochs = 1, 15, 15
+    study, items = digits(tmp_path / "killed", 1, *epochs)
+    killed = program(tmp_path / "killed", 2, *epochs)
+    assert "[1/3]" in killed.stdout.readline()
+    checkpoints = [study.store.checkpoint_path(item.run.key) for item in items[1:]]
+    while killed.poll() is None and not all(path.exists() for path in checkpoints):
+        time.sleep(0.01)
+    training = trainers(killed.pid)
+    killed.kill()
+    killed.communicate()
+    assert len(training) >= 2 and not psutil.wait_procs(training, timeout=30)[1]
+    assert study.store.keys() < {item.run.key for item in items}
+    study.ensure(items)
+    assert not any(path.exists() for path in checkpoints)
+    whole, _ = digits(tmp_path / "whole", 1)
+    whole.ensure(items[2:])
+    assert outcomes(study, items[2:]) == outcomes(whole, items[2:])
+
+
+def test_a_process_that_is_killed_fails_what_it_trained_and_nothing_else(tmp_path):
+    study, items = digits(tmp_path, 2, *[1] * 9)
+
+    def killing(line):
+        study.lines.append(line)
+        if line.startswith("[1/"):
+            for process in trainers():
+                process.kill()
+
+    study.log = killing
+    with pytest.raises(TrainingError, match="was killed, perhaps for lack of memory"):
+        study.ensure(items)
+    failed = [line for line in study.lines if line.startswith("failed: ")]
+    assert 2 <= len(failed) <= 4  # what two processes had, and what was handed to them
+    assert len(study.table(items)) == 9 - len(failed)
+    study.log = study.lines.append
+    assert len(study.ensure(items)) == 9
+
+
+def test_runs_are_told_apart_in_words():
+    labels = {"arm": "IG", "variant": "noise", "seed": 3, "alpha": 0.0}
+    assert describe(Planned("controls", labels, RUN)) == "controls: IG, variant noise, seed 3"
