@@ -1,10 +1,11 @@
 # make reproduce   the study, in an environment of its own under .venv
 # make test        lint, format and tests, in the same environment
+# make site        the static site in build/site, in the same environment
 # Another interpreter: make reproduce PYTHON=python3.12 (make clean first, if .venv has a different one)
 
 PYTHON ?= python3
 
-.PHONY: reproduce test clean
+.PHONY: reproduce test site clean
 
 reproduce: .venv/.installed
 	.venv/bin/python run_all.py
@@ -13,6 +14,9 @@ test: .venv/.installed-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest
+
+site: .venv/.installed-site
+	.venv/bin/python -m sphinx -q -W --keep-going -c docs . build/site
 
 clean:
 	rm -rf build .venv
@@ -33,4 +37,8 @@ too_old = igkd needs Python 3.11 or newer and "$(PYTHON)" is not: name one with 
 
 .venv/.installed-test: .venv/.installed
 	.venv/bin/python -m pip install --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+.venv/.installed-site: .venv/.installed
+	.venv/bin/python -m pip install --constraint constraints.txt --editable '.[site]'
 	touch $@

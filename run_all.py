@@ -163,7 +163,7 @@ def reproduce(study, notebooks: list[Path], build: Path, parameters: dict, optio
         from igkd.claims import write_ledger
 
         print(write_ledger(study)[["published", "here", "verdict"]].to_string())
-        print(f"executed copies are in {build}/notebooks/, the ledger is {study.figures}/ledger.html")
+        print(f"executed copies are in {build}/notebooks/, the ledger is {study.figures}/ledger.md")
     return 1 if failed else 0
 
 

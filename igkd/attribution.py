@@ -137,7 +137,7 @@ def integrated_gradients(
 
 
 def completeness_error(delta: Tensor, rise: Tensor) -> float:
-    """Mean |delta| over mean |rise|: how far attributions are from adding up, as a share of what they should add up to.
+    """Mean size of `delta` over that of `rise`: how far attributions are from adding up, as a share of what they should add up to.
 
     Parameters
     ----------
@@ -233,7 +233,7 @@ def make_baseline(kind: str, images: Tensor, model: nn.Module) -> Tensor:
 
 
 def saliency_map(attributions: Tensor) -> Tensor:
-    """Sum over channels of |attribution|, (N, C, H, W) to (N, H, W): the map that the paper overlays."""
+    """Sum over channels of absolute attributions, (N, C, H, W) to (N, H, W): the map that the paper overlays."""
     return attributions.abs().sum(1)
 
 

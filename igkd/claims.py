@@ -321,7 +321,7 @@ def verdicts(study: Study, *numbers: str):
 
 
 def write_ledger(study: Study) -> pd.DataFrame:
-    """Write ``ledger.md`` and ``ledger.html`` beside the figures; returns the table of the claims."""
+    """Write ``ledger.md`` beside the figures; returns the table of the claims."""
     claims = ledger(study)
     parts = {
         f"Claims, profile {study.profile.name}": claims.reset_index(),
@@ -330,10 +330,6 @@ def write_ledger(study: Study) -> pd.DataFrame:
         "Figures and tables of the paper": published.table("figures").astype(object).fillna("–"),
     }
     study.figures.mkdir(parents=True, exist_ok=True)
-    for ending, write, heading in (
-        ("md", pd.DataFrame.to_markdown, "## {}\n\n"),
-        ("html", pd.DataFrame.to_html, "<h2>{}</h2>"),
-    ):
-        text = "\n\n".join(heading.format(name) + write(part, index=False) for name, part in parts.items())
-        (study.figures / f"ledger.{ending}").write_text(text + "\n", encoding="utf-8")
+    sections = [f"## {name}\n\n{part.to_markdown(index=False)}\n" for name, part in parts.items()]
+    (study.figures / "ledger.md").write_text("\n".join(["# Ledger\n", *sections]), encoding="utf-8")
     return claims
