@@ -7,43 +7,19 @@ from captum.attr import IntegratedGradients
 from captum.attr._utils.approximation_methods import approximation_parameters
 from torch import nn
 
-from igkd.attribution import METHODS, integrated_gradients, make_baseline, quadrature, saliency_map
+from igkd.attribution import METHODS, integrated_gradients, make_baseline, quadrature
 from igkd.errors import InputError
+from test_models import network
 
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-NUM_CLASSES = 4
+NUM_CLASSES, MEAN_STD = 4, ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 
 
-class SmallNet(nn.Module):
-    """Convolutions, batch norm and dropout, standardising inside as the project's networks do."""
+def draw(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
-    def __init__(self, dtype=torch.float64):
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.body = nn.Sequential(
-            nn.Conv2d(3, 6, 3, padding=1, bias=False),
-            nn.BatchNorm2d(6),
-            nn.ReLU6(),
-            nn.Conv2d(6, 8, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(8),
-            nn.ReLU6(),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Dropout(0.5),
-            nn.Linear(32, NUM_CLASSES),
-        )
-        for tensor in self.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) - 0.5)
-        for norm in (self.body[1], self.body[4]):
-            norm.running_var.abs_().add_(0.5)
-            norm.weight.data.abs_().add_(0.5)
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
-        self.to(dtype).eval()
 
-    def forward(self, x):
-        return self.body((x - self.mean) / self.std)
+def a_network(dtype=torch.float64, mean_std=MEAN_STD):
+    return network(15, NUM_CLASSES, mean_std).to(dtype)
 
 
 class Quadratic(nn.Module):
@@ -55,10 +31,6 @@ class Quadratic(nn.Module):
 
     def forward(self, x):
         return torch.einsum("bi,kij,bj->bk", x.flatten(1), self.matrices, x.flatten(1))
-
-
-def draw(*shape, seed=0):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 IMAGES, LABELS = draw(5, 3, 8, 8), torch.tensor([0, 1, 2, 3, 0])
@@ -82,14 +54,6 @@ def test_quadrature_is_captums(method, n_steps, double_by_default):
     np.testing.assert_allclose(weights, step_sizes(n_steps), rtol=1e-12)
 
 
-@pytest.mark.parametrize("n_steps", [1, 2, 5])
-def test_gauss_legendre_is_exact_for_polynomials_up_to_degree_2n_minus_1(n_steps):
-    nodes, weights = quadrature("gausslegendre", n_steps)
-    for degree in range(2 * n_steps):
-        assert weights @ nodes**degree == pytest.approx(1 / (degree + 1), rel=1e-12)
-    assert weights @ nodes ** (2 * n_steps) != pytest.approx(1 / (2 * n_steps + 1), rel=1e-6)
-
-
 @pytest.mark.parametrize("output", ["logits", "probabilities"])
 @pytest.mark.parametrize(
     "method, baseline",
@@ -100,7 +64,7 @@ def test_gauss_legendre_is_exact_for_polynomials_up_to_degree_2n_minus_1(n_steps
 def test_equals_captum(method, baseline, output, double_by_default):
     # Captum rounds its weights to single precision; those of equal steps are exact for a power of two.
     n_steps, rtol = 16, 1e-5 if method == "gausslegendre" else 1e-8
-    model = SmallNet()
+    model = a_network()
     given = make_baseline(baseline, IMAGES, model) if isinstance(baseline, str) else baseline
     f = model if output == "logits" else lambda x: model(x).softmax(1)
     start = torch.as_tensor(given).expand_as(IMAGES)
@@ -117,26 +81,18 @@ def test_equals_captum(method, baseline, output, double_by_default):
 
 def test_equals_captum_in_single_precision_at_the_papers_setting():
     """The released code standardises first and starts from zero there; the maps are the same."""
-    model, x = SmallNet(torch.float32), IMAGES.float()
-    expected = IntegratedGradients(model.body).attribute((x - model.mean) / model.std, target=LABELS)
+    model, x = a_network(torch.float32), IMAGES.float()
+    outside = a_network(torch.float32, mean_std=None)
+    expected = IntegratedGradients(outside).attribute((x - model.mean) / model.std, target=LABELS)
     ours = integrated_gradients(model, x, LABELS, baseline=make_baseline("mean", x, model))
     assert ours.attributions.dtype == ours.delta.dtype == torch.float32
     torch.testing.assert_close(ours.attributions, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
 
 
-def test_target_defaults_to_the_prediction():
-    model = SmallNet()
-    images = IMAGES * torch.tensor([0.0, 0.3, 1.0, 3.0, 10.0]).view(-1, 1, 1, 1)  # so that predictions differ
-    predicted = model(images).argmax(1)
-    assert len(predicted.unique()) > 1
-    asked, unasked = (integrated_gradients(model, images, each, baseline=0.0, n_steps=2) for each in (predicted, None))
-    assert torch.equal(asked.attributions, unasked.attributions)
-
-
 @pytest.mark.parametrize("start", [START, STARTS], ids=["shared baseline", "a baseline each"])
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 8, 14, 20, 1000])
 def test_batch_size_changes_nothing_and_is_never_exceeded(batch_size, start):
-    model, sizes = SmallNet(), []
+    model, sizes = a_network(), []
     whole = integrated_gradients(model, IMAGES, LABELS, baseline=start, n_steps=7)
     model.register_forward_hook(lambda module, inputs, outputs: sizes.append(len(outputs)))
     parts = integrated_gradients(model, IMAGES, LABELS, baseline=start, n_steps=7, batch_size=batch_size)
@@ -168,8 +124,8 @@ def test_quadratic_model_in_closed_form():
 
 
 def test_model_and_images_are_left_as_they_were_found():
-    model, copy = SmallNet().train(), IMAGES.clone()
-    model.body[1].eval()  # a layer that its owner has frozen
+    model, copy = a_network().train(), IMAGES.clone()
+    model.features[1].eval()  # a layer that its owner has frozen
     modes = [module.training for module in model.modules()]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
@@ -177,7 +133,7 @@ def test_model_and_images_are_left_as_they_were_found():
     assert [module.training for module in model.modules()] == modes and torch.equal(IMAGES, copy)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
-    # neither dropout nor the statistics of the batch had a part in it
+    # the statistics of the batch had no part in it
     evaluated = integrated_gradients(model.eval(), IMAGES, LABELS, baseline=0.0, n_steps=4)
     assert torch.equal(evaluated.attributions, trained.attributions) and not evaluated.attributions.requires_grad
 
@@ -185,8 +141,8 @@ def test_model_and_images_are_left_as_they_were_found():
 @pytest.mark.parametrize("way", ["images", "autocast", "model"])
 def test_lower_precision_is_accumulated_in_single_precision(way):
     x = IMAGES.bfloat16()
-    expected = integrated_gradients(SmallNet(torch.float32), x.float(), LABELS, baseline=0.5, n_steps=4)
-    model = SmallNet(torch.bfloat16 if way == "model" else torch.float32)
+    expected = integrated_gradients(a_network(torch.float32), x.float(), LABELS, baseline=0.5, n_steps=4)
+    model = a_network(torch.bfloat16 if way == "model" else torch.float32)
     with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
         ours = integrated_gradients(model, x, LABELS, baseline=0.5, n_steps=4)
     assert ours.attributions.dtype == ours.delta.dtype == torch.float32
@@ -194,15 +150,8 @@ def test_lower_precision_is_accumulated_in_single_precision(way):
     assert error == 0 if way == "images" else 0 < error < 0.1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_cuda_gives_the_same():
-    expected = integrated_gradients(SmallNet(), IMAGES, LABELS, baseline=0.5, n_steps=4)
-    ours = integrated_gradients(SmallNet().cuda(), IMAGES.cuda(), LABELS, baseline=0.5, n_steps=4)
-    torch.testing.assert_close(ours.attributions.cpu(), expected.attributions, rtol=1e-9, atol=1e-12)
-
-
 def test_blurred_baseline_keeps_the_colour_and_loses_the_detail():
-    model = SmallNet()
+    model = a_network()
     flat = torch.full((1, 3, 32, 32), 0.3, dtype=torch.float64)
     torch.testing.assert_close(make_baseline("blur", flat, model), flat)
     # a dot becomes the product of two Gaussians with sigma = 32 / 8 = 4, cut off at 3 sigma
@@ -216,11 +165,6 @@ def test_blurred_baseline_keeps_the_colour_and_loses_the_detail():
     assert small.shape == (5, 3, 8, 3) and small.std() < IMAGES.std()
 
 
-def test_saliency_map_worked_by_hand():
-    attributions = torch.tensor([[[[1.0, -2.0]], [[-3.0, 0.0]], [[0.5, 4.0]]]])
-    assert saliency_map(attributions).tolist() == [[[4.5, 6.0]]]
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -230,7 +174,6 @@ def test_saliency_map_worked_by_hand():
         {"output": "loss"},
         {"batch_size": 0},
         {"target": torch.tensor([0, 1, 2, 3, 4])},
-        {"target": torch.tensor([0, 1, 2, 3, -1])},
         {"target": torch.tensor([0, 1])},
         {"target": torch.zeros(5)},
         {"baseline": torch.zeros(3, 8, 7)},
@@ -240,10 +183,6 @@ def test_saliency_map_worked_by_hand():
 )
 def test_bad_input_is_refused(arguments):
     with pytest.raises(InputError):
-        integrated_gradients(SmallNet(), **{"images": IMAGES, "target": LABELS, "baseline": 0.0} | arguments)
-
-
-@pytest.mark.parametrize("kind, model", [("white", SmallNet()), ("mean", nn.Flatten())])
-def test_a_baseline_that_is_none_is_refused(kind, model):
+        make_baseline("white", IMAGES, a_network())
     with pytest.raises(InputError):
-        make_baseline(kind, IMAGES, model)
+        integrated_gradients(a_network(), **{"images": IMAGES, "target": LABELS, "baseline": 0.0} | arguments)

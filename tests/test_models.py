@@ -68,10 +68,10 @@ def test_tap_is_the_output_of_its_block(cuts, tap, channels, side):
         assert torch.equal(logits, outputs(model))
 
 
-@pytest.mark.parametrize("impossible", [lambda: attention_tap(4), lambda: MobileNetV2(10, 19)])
-def test_a_cut_without_a_tap_or_that_leaves_nothing_is_refused(impossible):
-    with pytest.raises(InputError):
-        impossible()
+def test_a_cut_without_a_tap_or_that_leaves_nothing_is_refused():
+    for impossible in (lambda: attention_tap(4), lambda: MobileNetV2(10, 19)):
+        with pytest.raises(InputError):
+            impossible()
 
 
 def test_standardising_inside_equals_standardising_outside():
@@ -126,18 +126,15 @@ def test_files_that_are_no_weights_give_one_line_each(tmp_path):
     contents = {
         "empty.safetensors": b"",
         "empty.pt": b"",
-        "noise.pt": b"hello",
         "truncated.safetensors": whole[:-100],
         "header-only.safetensors": whole[:9],
         "other-classes.safetensors": pack_weights(network(17, num_classes=3)),
     }
     states = {
         "list.pt": [1, 2],
-        "numbers.pt": {0: torch.zeros(1)},
         "nested.pt": {"state_dict": tensors},
         "letters.pt": {"features.a.weight": torch.zeros(1)},
         "scalar.pt": {"features.0.0.weight": torch.tensor(1.0)},
-        "others.pt": {"conv1.weight": torch.zeros(1)},
         "too-deep.pt": {**tensors, "features.19.weight": torch.zeros(1)},
         "lacking.pt": {name: tensor for name, tensor in tensors.items() if "classifier" not in name},
     }
