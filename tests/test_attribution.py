@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import IntegratedGradients
-from captum.attr._utils.approximation_methods import approximation_parameters
 from torch import nn
 
-from igkd.attribution import METHODS, integrated_gradients, make_baseline, quadrature
+from igkd.attribution import METHODS, integrated_gradients, make_baseline
 from igkd.errors import InputError
 from test_models import network
 
@@ -43,15 +42,6 @@ def double_by_default():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-@pytest.mark.parametrize("n_steps", [2, 3, 8, 50])
-@pytest.mark.parametrize("method", METHODS)
-def test_quadrature_is_captums(method, n_steps, double_by_default):
-    step_sizes, alphas = approximation_parameters(method)
-    nodes, weights = quadrature(method, n_steps)
-    np.testing.assert_allclose(nodes, alphas(n_steps), rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(weights, step_sizes(n_steps), rtol=1e-12)
 
 
 @pytest.mark.parametrize("output", ["logits", "probabilities"])

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, ImageFolder
 
 from igkd.errors import InputError, MissingImages
@@ -54,19 +52,6 @@ def refusal(data) -> str:
     return str(caught.value)
 
 
-def test_digits_are_scikit_learns(digits):
-    bunch = load_digits()
-    # Bilinear enlargement by two, computed by another library.
-    small = torch.from_numpy(bunch.images[:50])[:, None] * 255 / 16
-    enlarged = torch.nn.functional.interpolate(small, scale_factor=2, mode="bilinear").numpy()[:, 0]
-    images = np.concatenate([digits.train_images, digits.test_images])
-    assert images.shape == (1797, 16, 16, 3) and (images == images[..., :1]).all()
-    distance = np.abs(images[:, None, ..., 0] - enlarged[None]).max((2, 3))
-    nearest = distance.argmin(0)
-    assert len(set(nearest)) == 50 and distance.min(0).max() <= 2
-    assert (np.concatenate([digits.train_labels, digits.test_labels])[nearest] == bunch.target[:50]).all()
-
-
 def test_fingerprint_is_the_documented_hash():
     seven, zero = np.full((1, 8, 8, 3), 7, np.uint8), np.zeros((1, 8, 8, 3), np.uint8)
     images = ImageSet("x", seven, np.array([1]), zero, np.array([0]), ("a", "b"), True)
@@ -97,13 +82,9 @@ def test_subsets_are_stratified_disjoint_and_repeatable(counts, fraction, valida
         drawn = np.bincount(labels[rows], minlength=len(counts))
         assert (np.abs(drawn - share * np.array(counts)) <= 2).all()
     np.testing.assert_array_equal(train, train_indices(labels.astype(np.uint8), subset))
-
-
-def test_validation_is_the_same_for_every_seed_and_fraction_and_the_training_images_are_not(digits):
-    labels = digits.train_labels
-    drawn = [Subset(fraction, seed, 0.1) for fraction, seed in ((1.0, 0), (0.5, 0), (0.5, 1), (0.2, 9))]
-    assert len({validation_indices(labels, subset).tobytes() for subset in drawn}) == 1
-    assert (train_indices(labels, drawn[1]) != train_indices(labels, drawn[2])).any()
+    # the same images are held out for every seed and fraction, and others are trained on
+    np.testing.assert_array_equal(held_out, validation_indices(labels, Subset(validation=validation)))
+    assert len(np.setdiff1d(train, train_indices(labels, Subset(fraction, seed ^ 1, validation))))
 
 
 @pytest.mark.parametrize("values", [(0.1,), (0.999,), (1, 0, 0.1), (1, 0, 0.95)])
@@ -171,14 +152,6 @@ BROKEN = {
 def test_npz_with_a_wrong_array_is_refused(tmp_path, changes):
     np.savez(tmp_path / "bad.npz", **(ARRAYS | changes))
     assert "bad.npz" in refusal(tmp_path / "bad.npz")
-
-
-def test_a_damaged_npz_is_named(tmp_path):
-    np.savez(tmp_path / "whole.npz", **ARRAYS)
-    content = (tmp_path / "whole.npz").read_bytes()
-    for damaged in (content[: len(content) // 2], content.replace(content[1000:1010], bytes(10)), b"no archive", b""):
-        (tmp_path / "damaged.npz").write_bytes(damaged)
-        assert "damaged.npz" in refusal(tmp_path / "damaged.npz")
 
 
 def test_a_test_set_alone_is_enough_to_evaluate_and_not_to_train(tmp_path):
@@ -273,20 +246,13 @@ def test_an_unsound_image_is_named(pets, image):
     assert str(file) in refusal(pets)
 
 
-def test_a_class_without_images_is_named(pets):
-    for part in ("train", "test"):
-        (pets / part / "emu").mkdir()
-        refusal(pets)
-    assert "emu" in refusal(pets)
-
-
 # The official files
 
 
 @pytest.fixture
 def official(tmp_path, monkeypatch) -> dict[str, np.ndarray]:
     """Files as the official ones under data/cifar10, but small, whose MD5 takes the place of the published one."""
-    arrays, md5 = random_arrays(CIFAR10_CLASSES, 2, size=32), {}
+    arrays = random_arrays(CIFAR10_CLASSES, 2, size=32)
     base = tmp_path / "data" / "cifar10" / CIFAR10.base_folder
     base.mkdir(parents=True)
     parts = np.array_split(np.arange(20), 5)

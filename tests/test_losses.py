@@ -60,24 +60,12 @@ def test_a_class_that_the_teacher_excludes_has_probability_zero():
     np.testing.assert_allclose(student.grad, 2.5 / 3 * (q - p), atol=1e-12)
 
 
-def test_equal_inputs_cost_nothing():
-    same = logits(4, 10, 0)
-    assert float(distillation_loss(same + 7, same, 2.5)) == pytest.approx(0, abs=1e-14)  # a shift is ignored
-    rows = attention_map(torch.randn(3, 5, 4, 4, generator=torch.Generator().manual_seed(0)))
-    assert float(attention_loss(rows, rows)) == 0
-
-
 def test_attention_map_worked_by_hand():
     # channel means of the squares: 9 / 2, 0, 0, (16 + 20) / 2; that is (1, 0, 0, 4) times 4.5
     activation = torch.tensor([[[[3.0, 0.0], [0.0, -4.0]], [[0.0, 0.0], [0.0, 20**0.5]]]])
     expected = np.array([[1, 0, 0, 4]]) / 17**0.5
     np.testing.assert_allclose(attention_map(activation).numpy(), expected, rtol=1e-6)
     assert attention_map(torch.zeros(1, 2, 3, 3)).eq(0).all()
-
-
-def test_attention_loss_worked_by_hand():
-    student, teacher = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([[0.0, 1.0], [0.6, 0.8]])
-    assert float(attention_loss(student, teacher)) == pytest.approx((1 + 1 + 0 + 0) / 4)
 
 
 @pytest.mark.parametrize("size", [2, 8, 32])
@@ -110,14 +98,6 @@ def test_attention_loss_is_at_most_two_over_the_size_of_the_map(size):
 def test_what_has_no_loss_is_refused(wrong):
     with pytest.raises(InputError):
         wrong()
-
-
-def test_gradients_in_double_precision():
-    teacher = logits(3, 4, 1)
-    assert torch.autograd.gradcheck(lambda s: distillation_loss(s, teacher, 2.5), logits(3, 4, 0).requires_grad_())
-    activation = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    target = attention_map(activation.flip(0))
-    assert torch.autograd.gradcheck(lambda a: attention_loss(attention_map(a), target), activation.requires_grad_())
 
 
 def test_bfloat16_is_computed_in_float32():

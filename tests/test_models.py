@@ -74,11 +74,6 @@ def test_a_cut_without_a_tap_or_that_leaves_nothing_is_refused():
             impossible()
 
 
-def test_standardising_inside_equals_standardising_outside():
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in MEAN_STD)
-    assert torch.equal(outputs(network(mean_std=MEAN_STD)), outputs(network(), (IMAGES - mean) / std))
-
-
 def test_initial_weights_are_he_normal_and_depend_on_the_generator_alone():
     first, again, other = (build(Architecture(5), 10, None, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert state_digest(first) == state_digest(again) != state_digest(other)

@@ -102,9 +102,7 @@ def test_values_out_of_range_are_refused_before_anything_is_trained(part, name):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"subset": Subset(), "split": "validation"}, {"signals": None}],
-    ids=["nothing held out", "no teacher"],
+    "changes", [{"subset": Subset(), "split": "validation"}, {"signals": None}], ids=["nothing held out", "no teacher"]
 )
 def test_a_run_whose_parts_contradict_each_other_is_refused(changes):
     with pytest.raises(InputError):

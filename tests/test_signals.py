@@ -10,7 +10,7 @@ from captum.attr import IntegratedGradients
 from igkd.errors import InputError
 from igkd.images import as_input
 from igkd.losses import attention_map
-from igkd.runs import Method, SignalSpec
+from igkd.runs import SignalSpec
 from igkd.signals import attention_maps, check_alignment, load_maps, load_signals
 from small import ALL, COMPUTE, small_images, small_run, small_teacher
 
@@ -20,10 +20,10 @@ TAP = 2
 X, LABELS = as_input(IMAGES.train_images).contiguous(), torch.from_numpy(IMAGES.train_labels)
 
 
-def load(folder, images=IMAGES, teacher=TEACHER, method=ALL, tap=TAP):
+def load(folder, images=IMAGES, teacher=TEACHER, tap=TAP):
     """Signals, and what was said."""
     lines = []
-    run = small_run(images, method)
+    run = small_run(images, ALL)
     return load_signals(run, images, teacher, tap, folder, COMPUTE, lines.append), lines
 
 
@@ -88,16 +88,6 @@ def test_signals_are_computed_once_and_again_where_a_file_cannot_be_read(tmp_pat
     assert load(tmp_path)[1] == []
 
 
-def test_only_what_the_method_needs_is_given(tmp_path):
-    for method, given in (
-        (Method(alpha=0.5), "logits"),
-        (Method(overlay_prob=0.5), "maps"),
-        (Method(gamma=1), "attention"),
-    ):
-        signals, _ = load(tmp_path, method=method)
-        assert [name for name in ("logits", "attention", "maps") if getattr(signals, name) is not None] == [given]
-
-
 def test_signals_of_other_images_or_another_teacher_are_not_used(tmp_path):
     first, _ = load(tmp_path)
     brighter = replace(IMAGES, train_images=IMAGES.train_images + np.uint8(1))
@@ -119,14 +109,3 @@ def test_shuffled_logits_are_refused():
         for accuracy in (0.4, 0.92):
             with pytest.raises(InputError):
                 check_alignment(shuffled, labels, accuracy)
-
-
-def test_asking_leaves_the_model_in_its_mode(tmp_path):
-    model = TEACHER.model.train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    signals, _ = load(tmp_path)
-    attention_maps(model, IMAGES.test_images, 1, COMPUTE)
-    assert all(module.training for module in model.modules())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    model.eval()
-    assert equal(load(tmp_path / "evaluated")[0], signals)
