@@ -134,16 +134,11 @@ def test_npz_comes_back_as_it_was_saved(tmp_path):
 BROKEN = {
     "float pixels": {"train_images": np.full((12, 8, 8, 3), np.nan)},
     "channels first": {"test_images": ARRAYS["test_images"].transpose(0, 3, 1, 2)},
-    "grey": {"train_images": ARRAYS["train_images"][..., 0]},
     "odd size": {"train_images": np.zeros((12, 28, 28, 3), np.uint8)},
     "two sizes": {"test_images": np.zeros((12, 16, 8, 3), np.uint8)},
-    "label missing": {"train_labels": ARRAYS["train_labels"][:-1]},
-    "NaN label": {"test_labels": np.full(12, np.nan)},
     "labels from 1": {"test_labels": ARRAYS["test_labels"] + 1},
-    "huge label": {"train_labels": np.full(12, 2**63, np.uint64)},
     "class without image": {"test_labels": ARRAYS["test_labels"] // 2},
     "no image": {name: ARRAYS[name][:0] for name in ("test_images", "test_labels")},
-    "names twice": {"class_names": np.array(["cat", "dog", "cat"])},
     "objects": {"class_names": np.array(["cat", "dog", "owl"], object)},
 }
 
@@ -219,19 +214,13 @@ def test_an_image_folder_is_that_of_torchvision(pets):
     assert [[int(word) for word in line.split() if word.isdigit()] for line in said] == [[16, 2, 1, 1], [13, 0]]
 
 
-UPRIGHT = ARRAYS["train_images"][0]
-#: The eight orientations of EXIF 2.3, written out as turns and mirrors.
-STORED = [UPRIGHT, UPRIGHT[:, ::-1], UPRIGHT[::-1, ::-1], UPRIGHT[::-1], UPRIGHT.transpose(1, 0, 2), np.rot90(UPRIGHT)]
-STORED += [UPRIGHT.transpose(1, 0, 2)[::-1, ::-1], np.rot90(UPRIGHT, -1)]
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_are_turned_upright(pets, orientation):
-    exif = Image.Exif()
+@pytest.mark.parametrize("orientation, turn", [(2, np.fliplr), (3, lambda x: np.rot90(x, 2)), (6, np.rot90)])
+def test_photographs_are_turned_upright(pets, orientation, turn):
+    """By the orientations of EXIF 2.3."""
+    upright, exif = ARRAYS["train_images"][0], Image.Exif()
     exif[0x0112] = orientation
-    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation - 1]))
-    stored.save(pets / "train" / "cat" / "00.png", exif=exif)
-    np.testing.assert_array_equal(load_images("cifar10", pets).train_images[0], UPRIGHT)
+    Image.fromarray(turn(upright).copy()).save(pets / "train" / "cat" / "00.png", exif=exif)
+    np.testing.assert_array_equal(load_images("cifar10", pets).train_images[0], upright)
 
 
 @pytest.mark.parametrize(

@@ -84,30 +84,17 @@ def test_attention_loss_is_at_most_two_over_the_size_of_the_map(size):
     "wrong",
     [
         lambda: attention_loss(torch.ones(2, 64), torch.ones(2, 256)),
-        lambda: attention_loss(torch.ones(8, 64), torch.ones(8, 1)),
         lambda: attention_loss(torch.ones(64), torch.ones(8, 64)),
         lambda: attention_map(torch.ones(3, 4, 4)),
         lambda: distillation_loss(torch.ones(8, 10), torch.ones(1, 10), 2.5),
         lambda: distillation_loss(torch.ones(8, 1), torch.ones(8, 10), 2.5),
         *(lambda t=t: distillation_loss(torch.ones(2, 3), torch.ones(2, 3), t) for t in (0, -1.0, math.nan, math.inf)),
         lambda: fitted_loss(-1, 0.1, 3, permuted=True),
-        lambda: fitted_loss(6, 0.0, 3, permuted=True),
-        lambda: fitted_loss(6, 0.1, 0, permuted=True),
     ],
 )
 def test_what_has_no_loss_is_refused(wrong):
     with pytest.raises(InputError):
         wrong()
-
-
-def test_bfloat16_is_computed_in_float32():
-    student, teacher = logits(8, 10, 0).bfloat16(), logits(8, 10, 1).bfloat16()
-    loss = distillation_loss(student, teacher, 2.5)
-    p = softmax(teacher.double().numpy() / 2.5, 1)
-    expected = 2.5**2 * (p * (np.log(p) - log_softmax(student.double().numpy() / 2.5, 1))).sum() / 8
-    assert float(loss) == pytest.approx(expected, rel=1e-5)  # bfloat16 carries three digits only
-    assert attention_map(torch.ones(1, 2, 3, 3, dtype=torch.bfloat16)).dtype == torch.float32
-    assert attention_loss(torch.ones(1, 9).bfloat16(), torch.zeros(1, 9).bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("permuted", [False, True])

@@ -8,7 +8,7 @@ from scipy.special import log_softmax
 from torch import nn
 
 from igkd import training
-from igkd.errors import InputError, TrainingError
+from igkd.errors import TrainingError
 from igkd.experiments import Planned
 from igkd.images import train_indices, validation_indices
 from igkd.models import MobileNetV2, load_weights, state_digest
@@ -252,11 +252,6 @@ def test_after_few_steps_a_network_in_evaluation_mode_is_as_good_as_in_training_
         assert outcome[measure] == pytest.approx(last["train_accuracy"], abs=0.1)
 
 
-def test_a_set_smaller_than_a_batch_is_one_batch(tmp_path):
-    run = small_run(IMAGES, recipe=replace(RECIPE, num_epochs=2, batch_size=64))
-    assert [len(x) for x in inputs(run, tmp_path)] == [40, 40]
-
-
 # What is said of a trained network
 
 
@@ -304,22 +299,6 @@ def test_evaluate_worked_by_hand():
 # What goes wrong
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [replace(RECIPE, lr=1e30, one_cycle=False), replace(ONE_STEP, lr=1e38, one_cycle=False)],
-    ids=["loss", "weights after the last step"],
-)
-def test_a_loss_that_is_not_finite_fails_the_run_and_stores_nothing(recipe, tmp_path):
-    with pytest.raises(TrainingError):
-        trained(small_run(IMAGES, recipe=recipe), tmp_path)
-    assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("*.json"))
-
-
-def test_images_of_another_fingerprint_are_refused(tmp_path):
-    with pytest.raises(InputError, match=IMAGES.fingerprint):
-        trained(small_run(IMAGES), tmp_path, images=small_images(seed=1))
-
-
 def test_a_run_that_fails_leaves_the_others_alone_and_is_not_trained_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_EVERY_SECONDS", 0)
     said = []
@@ -327,7 +306,9 @@ def test_a_run_that_fails_leaves_the_others_alone_and_is_not_trained_twice(tmp_p
     study.images, study.compute = IMAGES, COMPUTE
     blocked, good, other = (small_run(IMAGES, seed=seed) for seed in range(3))
     bad = [
-        small_run(IMAGES, recipe=replace(RECIPE, lr=1e30, one_cycle=False)),
+        small_run(IMAGES, recipe=replace(RECIPE, lr=1e30, one_cycle=False)),  # an infinite loss
+        small_run(IMAGES, recipe=replace(ONE_STEP, lr=1e38, one_cycle=False)),  # infinite weights after the last step
+        small_run(small_images(seed=1)),  # other images
         small_run(IMAGES, subset=Subset(1e-6)),  # no image of any class
         small_run(IMAGES, recipe=replace(RECIPE, padding=10**7)),  # more memory than there is
     ]
@@ -337,7 +318,8 @@ def test_a_run_that_fails_leaves_the_others_alone_and_is_not_trained_twice(tmp_p
     with pytest.raises(TrainingError):
         study.ensure(items)
     assert all(any(run.key in line for line in said) for run in (blocked, *bad))
-    assert study.store.keys() == {good.key, other.key} and list(study.table(items).seed) == [1, 2]
+    assert study.store.keys() == {good.key, other.key}
+    assert {path.stem for path in obstacle.parent.iterdir()} == {blocked.key, good.key, other.key}
     obstacle.rmdir()
     lines = []
     study.train(blocked, lines.append)
