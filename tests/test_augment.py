@@ -1,7 +1,5 @@
 """Torchvision, SciPy's distributions and cases worked by hand are the references."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -77,16 +75,6 @@ def test_what_is_drawn_has_the_distributions_described():
     independent = stats.spearmanr(torch.stack([tensor.double() for tensor in drawn.tensors], 1))
     assert abs(independent.statistic - torch.eye(7).numpy()).max() < 0.03
     assert not draw(1000, generator(), padding=4, mirror=False).mirror.any()
-
-
-def test_crops_and_mirrors_do_not_depend_on_the_overlay():
-    generators = [generator(3) for _ in range(3)]
-    without, rarely, often = (
-        draw(500, each, padding=4, mirror=True, overlay_prob=p) for each, p in zip(generators, (0.0, 0.1, 0.5))
-    )
-    assert generators[0].get_state().equal(generators[2].get_state())  # whatever is drawn next is shared too
-    assert all(map(torch.equal, replace(without, overlay=often.overlay).tensors, often.tensors))
-    assert not (rarely.overlay & ~often.overlay).any()
 
 
 def unit(cells):

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, ImageFolder
 
 from igkd.errors import InputError, MissingImages
-from igkd.images import CIFAR10_CLASSES, ImageSet, cut_official, load_images, train_indices, validation_indices
+from igkd.images import CIFAR10_CLASSES, ImageSet, load_images, train_indices, validation_indices
 from igkd.runs import Subset
 
 
@@ -101,17 +101,6 @@ def test_take_is_stratified_and_keeps_each_image_with_its_label(digits):
     assert part < whole
     with pytest.raises(InputError):
         digits.take(2000, 100)
-
-
-def test_the_cut_keeps_the_order_of_the_training_images_and_leaves_out_the_test_images(digits, tmp_path):
-    np.savez(tmp_path / "cut.npz", **cut_official(digits, 1000))
-    cut = load_images("cifar10", tmp_path / "cut.npz")
-    for part in ("images", "labels"):
-        both = np.concatenate([getattr(cut, f"train_{part}"), getattr(cut, f"test_{part}")])
-        np.testing.assert_array_equal(both, getattr(digits, f"train_{part}"))
-    assert cut.n_train == 1000
-    with pytest.raises(InputError):
-        cut_official(digits)
 
 
 # An .npz file
@@ -275,10 +264,8 @@ def test_a_changed_official_file_is_refused_before_it_is_unpickled(official, tmp
     assert not (tmp_path / "marker").exists()
 
 
-def test_without_data_the_ways_are_named(tmp_path):
-    (tmp_path / "empty").mkdir()
-    for data in (None, "", tmp_path / "not-here", tmp_path / "empty"):
-        message = refusal(data)
-        assert all(way in message for way in ("--data download", "cifar-10-batches-py", ".npz", "IGKD_DATA"))
+def test_images_that_are_not_there_are_missed(tmp_path):
+    refusal(tmp_path / "not-here")
+    refusal(tmp_path)  # neither of the forms known
     with pytest.raises(MissingImages):
         load_images("cifar10")
