@@ -16,7 +16,7 @@ from igkd.records import Record, Store, unpack_predictions
 from igkd.runs import ARMS, RECIPES, Architecture, Method, Subset
 from igkd.signals import Signals
 from igkd.study import Study
-from igkd.training import evaluate, train
+from igkd.training import evaluate, measures, train
 from small import ALL, COMPUTE, RECIPE, small_images, small_run, small_signals
 
 IMAGES = small_images()
@@ -273,20 +273,10 @@ def test_the_record_says_what_the_weights_do(split, tmp_path):
     assert Record.from_json(record.to_json()) == record
 
 
-class ReadsPixel(nn.Module):
-    """Gives 2 to the class that the first red value names and 0 to the others."""
-
-    def forward(self, x):
-        named = (x[:, 0, 0, 0] * 255).round().long()
-        return 2 * nn.functional.one_hot(named, 4).float()
-
-
-def test_evaluate_worked_by_hand():
+def test_measures_worked_by_hand():
     labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
-    predicted = np.array([0, 0, 0, 1, 1, 2, 2, 3])  # class 3 does not occur
-    images = np.zeros((8, 8, 8, 3), np.uint8)
-    images[:, 0, 0, 0] = predicted
-    scores = evaluate(ReadsPixel(), images, labels, COMPUTE)
+    predicted = torch.tensor([0, 0, 0, 1, 1, 2, 2, 3])  # class 3 does not occur
+    scores = measures(2 * nn.functional.one_hot(predicted, 4).float(), labels)
     assert scores["accuracy"] == 5 / 8 and scores["n_test"] == 8
     assert scores["per_class_accuracy"] == [0.75, 0.5, 0.5, None]
     assert scores["balanced_accuracy"] == pytest.approx((0.75 + 0.5 + 0.5) / 3)
