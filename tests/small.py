@@ -5,7 +5,7 @@ import torch
 
 from igkd.device import Compute
 from igkd.images import ImageSet, as_input
-from igkd.models import attention_tap, build
+from igkd.models import build
 from igkd.runs import Architecture, Method, Recipe, Run, SignalSpec, Subset
 from igkd.signals import Signals, Teacher
 
@@ -15,19 +15,19 @@ RECIPE = Recipe(num_epochs=2, batch_size=8, padding=2)
 ALL = Method(alpha=0.3, temperature=2.0, overlay_prob=0.5, gamma=5.0)
 
 
-def small_images(seed: int = 0, n_train: int = 40, n_test: int = 12) -> ImageSet:
-    """16x16 images of four classes, told apart by colour and corner, with noise."""
+def small_images(seed: int = 0, n_train: int = 40, n_test: int = 12, num_classes: int = 4) -> ImageSet:
+    """16x16 images of up to four classes, told apart by colour and corner, with noise."""
     random = np.random.default_rng(seed)
     colours = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [180, 180, 40]])
 
     def part(n):
-        labels = np.arange(n) % 4
+        labels = np.arange(n) % num_classes
         images = random.integers(0, 60, (n, 16, 16, 3))
         for image, label in zip(images, labels):
             image[8 * (label // 2) :, 8 * (label % 2) :] += colours[label] // 2
         return images.astype(np.uint8), labels.astype(np.int64)
 
-    return ImageSet("small", *part(n_train), *part(n_test), ("a", "b", "c", "d"), flip=True)
+    return ImageSet("small", *part(n_train), *part(n_test), tuple("abcd"[:num_classes]), flip=True)
 
 
 def small_run(
@@ -43,11 +43,10 @@ def small_run(
     return Run(images.fingerprint, subset, architecture, method, recipe, signals, seed, **fields)
 
 
-def small_signals(images: ImageSet, blocks_removed: int = 17, seed: int = 0) -> Signals:
-    """Arbitrary signals of the right shapes."""
-    generator = torch.Generator().manual_seed(seed)
-    n, (h, w) = len(images.train_labels), images.size
-    assert attention_tap(blocks_removed) < 3  # where the map still has the size of the image
+def small_signals(images: ImageSet) -> Signals:
+    """Arbitrary signals of the right shapes for students whose attention map has the size of the image."""
+    generator = torch.Generator().manual_seed(0)
+    n, (h, w) = images.n_train, images.size
     attention = torch.rand(n, h * w, generator=generator)
     return Signals(
         logits=torch.randn(n, images.num_classes, generator=generator),

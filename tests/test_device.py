@@ -5,12 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from igkd import device, training
+from igkd import device
 from igkd.device import Compute, pick_compute
 from igkd.errors import InputError
 from igkd.records import Store
-from igkd.runs import Method
-from igkd.signals import Signals
+from igkd.training import train
 from small import ALL, RECIPE, small_images, small_run, small_signals
 
 IMAGES = small_images()
@@ -23,20 +22,16 @@ def test_a_device_that_is_not_there_is_refused(name):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-@pytest.mark.parametrize("method", [Method(), ALL], ids=["Student", "all ingredients"])
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
-def test_on_a_gpu_a_training_is_that_of_the_processor(method, optimizer, tmp_path):
+def test_on_a_gpu_a_training_is_that_of_the_processor(optimizer, tmp_path):
     assert [pick_compute(name).device for name in ("cuda", "cuda:0")] == ["cuda", "cuda:0"]
     recipe = replace(RECIPE, num_epochs=4, optimizer=optimizer, first_scale=0.5, first_share=0.5)
-    run = small_run(IMAGES, method, recipe)
-    signals = small_signals(IMAGES) if run.signals else Signals()
-
-    def losses(name):
-        store = Store(tmp_path / name, tmp_path / name, tmp_path / name)
-        outcome = training.train(run, IMAGES, store, Compute(name, bfloat16=False), signals).outcome
-        return [epoch["loss"] for epoch in outcome["history"]]
-
-    assert losses("cuda") == pytest.approx(losses("cpu"), rel=0.02)
+    losses = {}
+    for name in ("cpu", "cuda"):
+        store, compute = Store(*[tmp_path / name] * 3), Compute(name, bfloat16=False)
+        outcome = train(small_run(IMAGES, ALL, recipe), IMAGES, store, compute, small_signals(IMAGES)).outcome
+        losses[name] = [epoch["loss"] for epoch in outcome["history"]]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.02)
 
 
 def test_a_record_tells_generations_of_a_processor_apart(tmp_path, monkeypatch):

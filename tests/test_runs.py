@@ -12,22 +12,11 @@ from igkd.runs import Architecture, Method, Recipe, Run, SignalSpec, Subset
 
 RUN = Run(
     data="0123456789abcdef",
-    subset=Subset(fraction=0.8, seed=3, validation=0.1),
-    architecture=Architecture(blocks_removed=5, normalize=False),
-    method=Method(alpha=0.01, temperature=2.5, overlay_prob=0.1, gamma=0.8, overlay_weight=0.5, max_exponent=2.0),
-    recipe=Recipe(
-        num_epochs=16,
-        batch_size=64,
-        optimizer="sgd",
-        lr=0.05,
-        one_cycle=True,
-        weight_decay=5e-4,
-        padding=4,
-        first_scale=0.75,
-        first_share=0.6,
-        cutout=8,
-    ),
-    signals=SignalSpec(teacher="fedcba9876543210", variant="described", n_steps=50, baseline="mean"),
+    subset=Subset(0.8, seed=3, validation=0.1),
+    architecture=Architecture(5, normalize=False),
+    method=Method(0.01, temperature=2.5, overlay_prob=0.1, gamma=0.8, overlay_weight=0.5, max_exponent=2.0),
+    recipe=Recipe(16, 64, "sgd", 0.05, True, 5e-4, padding=4, first_scale=0.75, first_share=0.6, cutout=8),
+    signals=SignalSpec("fedcba9876543210", "described", n_steps=50, baseline="mean"),
     seed=7,
     split="test",
 )
@@ -102,9 +91,7 @@ def test_values_out_of_range_are_refused_before_anything_is_trained(part, name):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"subset": Subset(), "split": "validation"}, {"signals": None}],
-    ids=["nothing held out", "no teacher"],
+    "changes", [{"subset": Subset(), "split": "validation"}, {"signals": None}], ids=["nothing held out", "no teacher"]
 )
 def test_a_run_whose_parts_contradict_each_other_is_refused(changes):
     with pytest.raises(InputError):

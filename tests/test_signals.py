@@ -10,8 +10,8 @@ from captum.attr import IntegratedGradients
 from igkd.errors import InputError
 from igkd.images import as_input
 from igkd.losses import attention_map
-from igkd.runs import Method, SignalSpec
-from igkd.signals import attention_maps, check_alignment, load_maps, load_signals
+from igkd.runs import SignalSpec
+from igkd.signals import check_alignment, load_maps, load_signals
 from small import ALL, COMPUTE, small_images, small_run, small_teacher
 
 IMAGES = small_images()
@@ -20,10 +20,10 @@ TAP = 2
 X, LABELS = as_input(IMAGES.train_images).contiguous(), torch.from_numpy(IMAGES.train_labels)
 
 
-def load(folder, images=IMAGES, teacher=TEACHER, method=ALL, tap=TAP):
+def load(folder, images=IMAGES, teacher=TEACHER, tap=TAP):
     """Signals, and what was said."""
     lines = []
-    run = small_run(images, method)
+    run = small_run(images, ALL)
     return load_signals(run, images, teacher, tap, folder, COMPUTE, lines.append), lines
 
 
@@ -41,18 +41,6 @@ def test_logits_and_attention_are_those_of_a_direct_pass_in_data_set_order(tmp_p
             torch.testing.assert_close(signals.logits[row], logits[0], rtol=1e-4, atol=1e-4)
             attention = attention_map(activation)[0]
             torch.testing.assert_close(signals.attention[row].float(), attention, rtol=2e-3, atol=1e-5)
-
-
-def test_attention_maps_are_pictures_of_the_squared_activation():
-    tap = 1
-    maps = attention_maps(TEACHER.model, IMAGES.test_images, tap, COMPUTE)
-    x = as_input(IMAGES.test_images)
-    with torch.no_grad():
-        activation = TEACHER.model.features[: tap + 1]((x - TEACHER.model.mean) / TEACHER.model.std)
-    energy = (activation**2).sum(1)
-    assert maps.shape == energy.shape == (len(x), *IMAGES.size)
-    for picture, wanted in zip(maps, energy):
-        assert torch.allclose(picture, wanted / torch.linalg.matrix_norm(wanted), atol=1e-6)
 
 
 @pytest.mark.parametrize(("baseline", "n_steps"), [("mean", 4), ("black", 2)])
@@ -88,16 +76,6 @@ def test_signals_are_computed_once_and_again_where_a_file_cannot_be_read(tmp_pat
     assert load(tmp_path)[1] == []
 
 
-def test_only_what_the_method_needs_is_given(tmp_path):
-    for method, given in (
-        (Method(alpha=0.5), "logits"),
-        (Method(overlay_prob=0.5), "maps"),
-        (Method(gamma=1), "attention"),
-    ):
-        signals, _ = load(tmp_path, method=method)
-        assert [name for name in ("logits", "attention", "maps") if getattr(signals, name) is not None] == [given]
-
-
 def test_signals_of_other_images_or_another_teacher_are_not_used(tmp_path):
     first, _ = load(tmp_path)
     brighter = replace(IMAGES, train_images=IMAGES.train_images + np.uint8(1))
@@ -119,14 +97,3 @@ def test_shuffled_logits_are_refused():
         for accuracy in (0.4, 0.92):
             with pytest.raises(InputError):
                 check_alignment(shuffled, labels, accuracy)
-
-
-def test_asking_leaves_the_model_in_its_mode(tmp_path):
-    model = TEACHER.model.train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    signals, _ = load(tmp_path)
-    attention_maps(model, IMAGES.test_images, 1, COMPUTE)
-    assert all(module.training for module in model.modules())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    model.eval()
-    assert equal(load(tmp_path / "evaluated")[0], signals)
