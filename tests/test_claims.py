@@ -127,7 +127,7 @@ def test_c2_asks_for_half_of_the_published_ratio(monkeypatch, tmp_path, ratio, h
 
 @pytest.fixture
 def recorded(tmp_path, monkeypatch):
-    """The paper profile with made-up records: three pairs of C1, of C5 two pairs at 1122x and one at 139x."""
+    """The paper profile with made-up records: three pairs of C1, of C5 two at 1122x and one, which is too few, at 139x."""
     monkeypatch.delenv("IGKD_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     study = Study("paper", device="cpu", root=tmp_path, log=lambda line: None)
@@ -148,7 +148,7 @@ def test_the_ledger_of_some_records_is_written_with_all_its_parts(recorded):
     found = claims.write_ledger(recorded)
     assert found.index.tolist() == [f"C{number}" for number in range(1, 8)]
     assert (found.n["C1"], found.here["C1"]) == ("3 of 10", "+0.20 points")  # of 0.1, 0.2 and 0.3
-    assert (found.n["C5"], found.here["C5"]) == ("1 of 8", "+0.15 points")  # a factor needs two pairs and counts once
+    assert (found.n["C5"], found.here["C5"]) == ("2 of 8", "+0.15 points")  # 1122x and, of C1, 4.12x
     assert found.verdict[["C1", "C2", "C3", "C4", "C5", "C6"]].eq("open").all() and found.verdict["C7"] == "reproduced"
     for ending in ("md", "html"):
         text = (recorded.figures / f"ledger.{ending}").read_text()
