@@ -583,8 +583,8 @@ def shifted_arms(panels: dict[str, pd.DataFrame], teacher: dict[str, float]) -> 
     figure, axes = plt.subplots(-(-len(panels) // 2), 2, figsize=(9.2, 6.2), squeeze=False)
     for axis, (title, frame) in zip(axes.flat, panels.items(), strict=True):
         _runs_of_arms(axis, frame)
-        said = f"\nteacher: {teacher[title]:.1%}" if title in teacher else ""
-        axis.set(title=f"{title}, n = {frame.seed.nunique()} seeds an arm{said}", xlabel="", ylabel="%")
+        said = f"; teacher: {teacher[title]:.1%}" if title in teacher else ""
+        axis.set(title=f"{title}\nn = {frame.seed.nunique()} seeds an arm{said}", xlabel="", ylabel="%")
     return figure
 
 
