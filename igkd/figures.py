@@ -53,7 +53,6 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None) -> 
             f"profile {study.profile.name} · {study.data_name}, trained on {_range(table.n_train)}, scored on {scored} · "
             f"{len(table)} run{'s' * (len(table) != 1)} · records {records_digest(table)}"
         )
-    figure.text(0.995, -0.01, stamp, ha="right", va="top", fontsize=6.5, color="0.45")
     # Laid out once: each format, and the notebook's picture, would do it again.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -77,7 +76,7 @@ def in_short(*sentences: str) -> Markdown:
 def claimed(study, number: str) -> str:
     """A claim of the paper in one sentence: the verdict, what came out here, what is published."""
     row = claims.ledger(study).loc[number]
-    here = "nothing is recorded" if row.here == "–" else f"{row.here} here" + f" (n = {row.n})" * (row.n != "–")
+    here = "nothing yet here" if row.here == "–" else f"{row.here} here" + f" (n = {row.n})" * (row.n != "–")
     return f"{number}, {row['the paper says']}: **{row.verdict}**; {here}, published: {row.published}."
 
 
@@ -136,7 +135,7 @@ def training_curves(history: list[dict]) -> Figure:
 def per_class(accuracies: list[float], class_names: tuple[str, ...], overall: float) -> Figure:
     """Accuracy of each class, and the overall accuracy as a line."""
     figure, axis = plt.subplots(figsize=(7, 3))
-    axis.plot(class_names, [100 * value for value in accuracies], "o", color=sns.color_palette("colorblind")[0])
+    axis.plot(class_names, 100 * np.array(accuracies), "o")
     axis.axhline(100 * overall, color="0.3", lw=1, ls="--", label=f"all: {overall:.2%}")
     axis.set(ylabel="test accuracy (%)", title="the teacher, by class of the test images")
     axis.tick_params(axis="x", rotation=30)
@@ -172,8 +171,9 @@ def _runs_of_arms(axis, frame: pd.DataFrame) -> None:
     """Every run as a point and the mean of an arm; two arms have their runs of one seed joined."""
     order = [name for name in ARM_COLOURS if name in set(frame.arm)]
     of = {"data": frame.assign(percent=100 * frame.accuracy), "x": "arm", "y": "percent", "ax": axis}
-    sns.stripplot(**of, order=order, hue="arm", palette=ARM_COLOURS, legend=False, alpha=0.6, jitter=0.03)
-    if "seed" in frame and len(order) == 2:
+    joined = "seed" in frame and len(order) == 2
+    sns.stripplot(**of, order=order, hue="arm", palette=ARM_COLOURS, legend=False, alpha=0.6, jitter=not joined)
+    if joined:
         sns.lineplot(**of, units="seed", estimator=None, color="0.6", lw=0.6, zorder=1)
     _means(**of, order=order, color="0.2", marker="_", markersize=24)
     axis.grid(False, axis="x")
@@ -215,7 +215,8 @@ def gains(runs: pd.DataFrame, published: pd.Series, title: str) -> Figure:
         axis.annotate(f"n = {(table.label == label).sum()}", (1.01, place), **beside)
     axis.axvline(0, color="0.3", lw=1)
     axis.set(xlabel="test accuracy minus Student, same seed (points)", ylabel="")
-    axis.set_title(f"{title}\ndiamond: mean; black bar: published (CIFAR-10, 4.12x)", fontsize=10)
+    note = "; black bar: published (CIFAR-10, 4.12x)" * bool(published.index.isin(labels).any())
+    axis.set_title(f"{title}\ndiamond: mean{note}", fontsize=10)
     return figure
 
 
@@ -225,7 +226,7 @@ def surface(table: pd.DataFrame, x: str, y: str, baseline: float, marked: tuple[
     The point (x, y) that is `marked` gets a frame if it is in the table.
     """
     wide = table.pivot_table(index=y, columns=x, values="accuracy").sort_index(ascending=False)
-    figure, axis = plt.subplots(figsize=(1 + 0.8 * wide.shape[1], 1 + 0.42 * wide.shape[0]))
+    figure, axis = plt.subplots(figsize=(3 + 0.8 * wide.shape[1], 1.2 + 0.42 * wide.shape[0]))
     gain = 100 * (wide - baseline)
     limit, label = max(gain.abs().to_numpy().max(), 0.1), {"label": "points against\nthe mean Student"}
     sns.heatmap(gain, annot=True, fmt="+.1f", vmin=-limit, vmax=limit, cmap="vlag", ax=axis, cbar_kws=label)
@@ -272,12 +273,10 @@ def loss_budget(panels: dict[str, pd.DataFrame]) -> Figure:
     """
     table = pd.concat([rows.assign(panel=title, percent=100 * rows.share) for title, rows in panels.items()])
     terms = ["cross-entropy", "distillation", "attention"]
-    look = {"hue_order": terms, "style_order": terms, "markers": True, "dashes": False, "errorbar": ("pi", 100)}
-    size = {"height": 3.2, "aspect": 1.2, "palette": "colorblind"}
+    look = {"hue": "term", "hue_order": terms, "style": "term", "style_order": terms, "palette": "colorblind"}
+    look |= {"markers": True, "dashes": False, "errorbar": ("pi", 100), "height": 3.2, "aspect": 1.2}
     with plt.rc_context({"figure.constrained_layout.use": False}):  # a grid lays itself out
-        grid = sns.relplot(
-            table, kind="line", x="epoch", y="percent", hue="term", style="term", col="panel", **look, **size
-        )
+        grid = sns.relplot(table, kind="line", x="epoch", y="percent", col="panel", **look)
     grid.set(yscale="log", ylabel="share of the gradient norm (%)").set_titles("{col_name}")
     for axis in grid.axes.flat:
         axis.yaxis.set_major_formatter("{x:g}")
@@ -443,15 +442,13 @@ def published_monte_carlo(bars: pd.DataFrame, summary: pd.DataFrame, whole: pd.S
     whole : Series
         Arm -> mean accuracy (fraction) of the published runs with all training images.
     """
-    figure, axes = plt.subplots(
-        bars.arm.nunique(), 1, figsize=(8.5, 2.3 * bars.arm.nunique()), sharex=True, sharey=True
-    )
+    size = (8.5, 2.3 * bars.arm.nunique())
+    figure, axes = plt.subplots(bars.arm.nunique(), 1, figsize=size, sharex=True, sharey=True)
     for axis, (arm, rows) in zip(axes, bars.groupby("arm", sort=False), strict=True):
-        row, beyond = summary.set_index("arm").loc[arm], rows[rows.high.isna()].iloc[0]
-        width = 100 * (rows.high - rows.low).mean()
-        axis.bar(
-            100 * rows.low[rows.high.notna()], rows.runs[rows.high.notna()], width, align="edge", color=ARM_COLOURS[arm]
-        )
+        row, inside = summary.set_index("arm").loc[arm], rows.dropna(subset="high")
+        beyond = rows[rows.high.isna()].iloc[0]
+        width = 100 * (inside.high - inside.low).mean()
+        axis.bar(100 * inside.low, inside.runs, width, align="edge", color=ARM_COLOURS[arm])
         if beyond.runs:  # as much area for a run as in the other bars
             look = {"align": "edge", "facecolor": "none", "edgecolor": ARM_COLOURS[arm], "hatch": "///"}
             label = f"{beyond.runs:.0f} runs above the published figure, place unknown"
@@ -478,7 +475,7 @@ def compression_accuracy(sources: dict[str, pd.DataFrame]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
     table = pd.concat([rows.assign(source=name, seed=rows.get("seed", 0)) for name, rows in sources.items()])
     table = table[table.arm.isin(["Student", "KD+IG"])].assign(percent=lambda rows: 100 * rows.accuracy)
-    look = {"x": "compression_factor", "style": "source", "alpha": 0.7, "s": 45}
+    look = {"x": "compression_factor", "style": "source", "markers": ["o", "s", "^"], "s": 45}
     sns.scatterplot(table, y="percent", hue="arm", palette=ARM_COLOURS, hue_order=["Student", "KD+IG"], ax=left, **look)
     index = ["source", "compression_factor", "seed"]
     gain = table.pivot(index=index, columns="arm", values="percent").eval("`KD+IG` - Student").rename("gain")
@@ -489,8 +486,8 @@ def compression_accuracy(sources: dict[str, pd.DataFrame]) -> Figure:
     for axis in (left, right):
         axis.set(xscale="log", xlabel="compression factor")
         axis.xaxis.set_major_formatter("{x:g}")
-    left.legend(fontsize=8)
-    right.legend(fontsize=8)
+    left.legend(fontsize=8, loc="lower left")
+    right.get_legend().remove()
     return figure
 
 
@@ -517,8 +514,8 @@ def latency(ratios: dict[str, pd.DataFrame], deployed: pd.DataFrame) -> Figure:
             axes[0].vlines(table.compression_factor, table.ratio_low, table.ratio_high, color=colour)
     axes[0].axhline(1, color="0.3", lw=1)
     axes[0].set(xscale="log", yscale="log", xlabel="compression factor", ylabel="teacher's cost / student's cost")
-    for axis in (axes[0].xaxis, axes[0].yaxis):
-        axis.set_major_formatter("{x:g}")
+    axes[0].xaxis.set_major_formatter("{x:g}")
+    axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].legend(fontsize=7.5, loc="upper left")
     for axis, size in zip(axes[1:], sizes, strict=True):
         for place, (network, rows) in enumerate(deployed[deployed.batch_size == size].groupby("network", sort=False)):
@@ -530,7 +527,7 @@ def latency(ratios: dict[str, pd.DataFrame], deployed: pd.DataFrame) -> Figure:
         axis.invert_yaxis()
         axis.grid(False, axis="y")
         axis.set(title=f"batch of {size}", xlabel="milliseconds a call", xscale="log")
-        axis.xaxis.set_major_locator(LogLocator(base=2))  # times span less than a decade
+        axis.xaxis.set_major_locator(LogLocator(base=4))  # times span less than a decade
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
     axes[-1].legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.02, 0.5))
@@ -586,8 +583,8 @@ def shifted_arms(panels: dict[str, pd.DataFrame], teacher: dict[str, float]) -> 
     figure, axes = plt.subplots(-(-len(panels) // 2), 2, figsize=(9.2, 6.2), squeeze=False)
     for axis, (title, frame) in zip(axes.flat, panels.items(), strict=True):
         _runs_of_arms(axis, frame)
-        said = f"\nteacher: {teacher[title]:.1%}" if title in teacher else ""
-        axis.set(title=f"{title}, n = {frame.seed.nunique()} seeds an arm{said}", xlabel="", ylabel="%")
+        said = f"; teacher: {teacher[title]:.1%}" if title in teacher else ""
+        axis.set(title=f"{title}\nn = {frame.seed.nunique()} seeds an arm{said}", xlabel="", ylabel="%")
     return figure
 
 
@@ -603,7 +600,7 @@ def confusions(panels: dict[str, np.ndarray], class_names: tuple[str, ...]) -> F
     figure, axes = plt.subplots(1, len(panels), figsize=(0.6 + 4.3 * len(panels), 4.4), squeeze=False)
     for axis, (title, counts) in zip(axes[0], panels.items(), strict=True):
         shares = pd.DataFrame(counts, class_names, class_names)[counts.sum(1) > 0]
-        shares, look = 100 * shares.div(shares.sum(axis=1), axis=0), {"annot_kws": {"fontsize": 7}, "cmap": "crest"}
+        shares, look = 100 * shares.div(shares.sum(axis=1), axis=0), {"annot_kws": {"fontsize": 7}, "cmap": "Blues"}
         sns.heatmap(shares, annot=True, fmt=".0f", vmin=0, vmax=100, cbar=False, ax=axis, **look)
         axis.set(title=title, xlabel="answer")
         axis.tick_params(axis="x", rotation=60)
@@ -624,9 +621,8 @@ def robustness(table: pd.DataFrame, found: pd.DataFrame) -> Figure:
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=(1.5, 1))
     look = {"hue": "arm", "palette": ARM_COLOURS, "hue_order": [arm for arm in ARM_COLOURS if arm in set(table.arm)]}
-    percent = table.assign(percent=100 * table.accuracy)
-    style = {"errorbar": None, "linestyle": "none", "dodge": 0.5, "markersize": 5}
-    sns.pointplot(percent, x="condition", y="percent", ax=left, **look, **style)
+    look |= {"errorbar": None, "linestyle": "none", "dodge": 0.5, "markersize": 5}
+    sns.pointplot(table.assign(percent=100 * table.accuracy), x="condition", y="percent", ax=left, **look)
     left.set(xlabel="", ylabel="accuracy (%)", title=f"means of an arm, n = {table.seed.nunique()} seeds")
     for offset, (arm, rows) in zip((-0.12, 0.12), found.groupby("arm", sort=False), strict=True):
         at, label = np.arange(len(rows)) + offset, f"{arm} minus {rows.reference.iloc[0]}"
