@@ -15,12 +15,8 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from igkd.errors import InputError
-from igkd.models import pack_weights
-from igkd.records import Record, write_atomically
-from igkd.study import Study
-from small import small_teacher
-from test_study import digits
+from igkd.records import write_atomically
+from test_study import digits, record, study_of, with_teacher
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PARAMETERS = 'profile = "demo"\ndata = ""\ndevice = "auto"\nn_steps = 8  # of the integral\nlr = 0.1'
@@ -59,6 +55,7 @@ def repository(tmp_path_factory):
     write_notebook(root / "notebooks" / "01_broken.ipynb", "Broken", "raise ValueError('on purpose')", "print('never')")
     write_notebook(root / "notebooks" / "02_trains.ipynb", "Trains", TRAIN_ONE)
     write_notebook(root / "notebooks" / "03_long.ipynb", "Long", LONG)
+    write_atomically(root / "records" / "arms" / "0123456789abcdef.json", b'{"run": ')  # it was damaged
     return root
 
 
@@ -83,18 +80,15 @@ def test_executes_and_goes_on_after_a_failure(repository):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["-p", "n_step", "5"], "'n_step'"),
         (["-p", "n_steps", "many"], "'many'"),
         (["--only", "17"], "17"),
         (["--profile", "huge"], "'huge'"),
-        (["--verify", "0"], "--verify"),
         (["--budget", "9"], "'9'"),
         (["--list", "--force"], "--force"),
-        (["--address", "head:6379"], "--engine ray"),
         (["--runs-only", "--forc"], "--forc"),  # of which --force would delete records
         (["--publish", "--only", "03"], "03_long.ipynb"),
-        (["--profile", "laptop", "--plan", "--data", "~nobody-here/x.npz"], "~nobody-here/x.npz"),
-        (["--plan", "--profile", "paper", "--device", "abacus"], "abacus"),
+        (["--profile", "paper", "--plan", "--data", "~nobody-here/x.npz"], "~nobody-here/x.npz"),
+        (["--profile", "paper", "--plan"], "0123456789abcdef.json"),
     ],
     ids=" ".join,
 )
@@ -104,61 +98,30 @@ def test_bad_input_is_one_line_that_names_it(repository, arguments, named):
     assert named in done.stderr
 
 
-def test_a_damaged_record_is_one_line_that_names_its_file(tmp_path):
-    small_repository(tmp_path)
-    write_notebook(tmp_path / "notebooks" / "00_start.ipynb", "Start", START)
-    path = tmp_path / "build" / "demo" / "records" / "arms" / "0123456789abcdef.json"
-    path.parent.mkdir(parents=True)
-    path.write_text('{"run": ')
-    done = run_all(tmp_path, "--plan")
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
-    assert path.name in done.stderr
-
-
 def start(*command, **options):
     """A program that heeds Ctrl-C, although a shell's background jobs, and so what tests start there, ignore it."""
-    return subprocess.Popen(
-        [sys.executable, *command],
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        **options,
-    )
-
-
-def group(leader):
-    """The processes of a group that have not ended."""
-    found = []
-    for each in psutil.process_iter():
-        try:
-            if os.getpgid(each.pid) == leader and each.status() != psutil.STATUS_ZOMBIE:
-                found.append(each)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return found
+    options |= {"stderr": subprocess.STDOUT, "text": True}
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    return subprocess.Popen([sys.executable, *command], preexec_fn=heed, **options)
 
 
 def test_ctrl_c_in_a_terminal_reaches_the_trainings_too(tmp_path):
     """A terminal sends it to all processes of the command at once."""
-    small_repository(tmp_path)
-    write_notebook(tmp_path / "notebooks" / "00_start.ipynb", "Start", START)
-    study = Study("demo", root=tmp_path, device="cpu", log=lambda line: None)
-    (teacher,) = study.teacher_runs()
-    made = small_teacher(study.images)
-    content = pack_weights(made.model, run=teacher.run.key, accuracy=str(made.accuracy))
-    write_atomically(study.store.weights_path(teacher.run.key), content)
-    study.store.add(Record(teacher.run, {"accuracy": made.accuracy}, {"seconds": 1.0}), "teacher")
+    write_notebook(small_repository(tmp_path) / "notebooks" / "00_start.ipynb", "Start", START)
+    study = study_of(tmp_path)
+    with_teacher(study)
     with open(tmp_path / "said", "w+") as said:
         options = ["--runs-only", "--only", "00", "--jobs", "2"]
         process = start(tmp_path / "run_all.py", *options, stdout=said, start_new_session=True)
         # An unfinished training keeps its state from the first epoch on, so both are training.
         while process.poll() is None and len(list(study.store.scratch.glob("checkpoints/*.pt"))) < 2:
             time.sleep(0.02)
+        started = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=60) == 130
         said.seek(0)
         assert "Traceback" not in said.read()
-    assert not psutil.wait_procs(group(process.pid), timeout=30)[1]
+    assert len(started) >= 2 and not psutil.wait_procs(started, timeout=30)[1]
 
 
 def test_ctrl_c_stops_the_kernel(repository):
@@ -177,19 +140,18 @@ def test_ctrl_c_stops_the_kernel(repository):
 @pytest.fixture
 def study(tmp_path):
     """A demo study in which all runs of three notebooks but one are recorded, a minute each."""
-    study = Study("demo", root=tmp_path, device="cpu", log=lambda line: None, jobs=1)
+    study = study_of(tmp_path)
     missing = study.planned(["00"])[-1].run.key
     for item in study.planned(["00", "01", "03"]):
         if item.run.key != missing:
-            outcome = {"accuracy": 0.9, "n_train": study.images.n_train}
-            study.store.add(Record(item.run, outcome, {"seconds": 60.0}), item.experiment)
+            study.store.add(record(item.run, seconds=60.0), item.experiment)  # 40 images
     return study
 
 
 def test_the_plan_counts_and_reckons_from_recorded_speed(study, capsys):
     RUN_ALL["plan"](study, ["00"])
-    words = "arms 5 of 6 recorded, about 1.0 min on one core or GPU".split()
-    assert capsys.readouterr().out.splitlines()[-1].split() == words
+    said = capsys.readouterr().out.splitlines()[-1].split()
+    assert " ".join(said) == "arms 5 of 6 recorded, about 12.0 min on one core or GPU"  # 480 images
     shutil.rmtree(study.store.root)
     RUN_ALL["plan"](study, ["00"])
     assert "6 of unknown length" in capsys.readouterr().out  # nothing with this network is recorded
@@ -221,9 +183,6 @@ def test_a_run_trained_again_is_equal_and_a_changed_record_is_noticed(tmp_path, 
     study.store.add(replace(kept, outcome=changed), item.experiment)
     assert RUN_ALL["verify"](study, ["03"], 1) == 1
     assert "-1.00%" in capsys.readouterr().out
-    study.store.forget(item.run.key)
-    with pytest.raises(InputError):
-        RUN_ALL["verify"](study, ["03"], 1)
 
 
 def test_parameters_have_the_types_of_the_notebook_s(tmp_path):

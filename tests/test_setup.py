@@ -48,25 +48,6 @@ def test_the_constraints_are_exact_and_allowed():
     assert not {name: version for name, version in exact.items() if version not in allowed[name]}
 
 
-def test_torch_and_torchvision_are_a_released_pair():
-    (torch,), (vision,) = ([r for r in REQUIREMENTS if r.startswith(f"{name}==")] for name in ("torch", "torchvision"))
-    # The compatibility table in torchvision's README: torch 2.0 and 0.15, 2.1 and 0.16, and so on.
-    assert int(vision.split(".")[1]) == int(torch.split(".")[1]) + 15
-
-
-def imported(paths):
-    """Module -> file that imports it, of all that is neither Python's nor the project's own."""
-    found = {}
-    for path in paths:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and not node.level:
-                names = [node.module]
-            found |= {name.partition(".")[0]: path.name for name in names}
-    own = {"igkd", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
-    return {name: path for name, path in found.items() if name not in own | sys.stdlib_module_names}
-
-
 @pytest.mark.parametrize(
     ("paths", "extras", "least"),
     [
@@ -78,22 +59,24 @@ def imported(paths):
 def test_every_package_that_is_imported_is_declared(paths, extras, least):
     texts = PROJECT["dependencies"] + [text for extra in extras for text in EXTRAS[extra]]
     declared = {canonicalize_name(Requirement(text).name) for text in texts}
-    modules, brought_by = imported(paths), packages_distributions()
-    assert least <= modules.keys()
-    assert not {
-        f"{name}, in {path}"
-        for name, path in modules.items()
-        if declared.isdisjoint(map(canonicalize_name, brought_by.get(name, [name])))
-    }
+    modules = set()
+    for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module]
+        modules |= {name.partition(".")[0] for name in names}
+    own = {"igkd", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+    brought_by = packages_distributions()
+    assert least <= modules
+    for name in modules - own - sys.stdlib_module_names:
+        assert not declared.isdisjoint(map(canonicalize_name, brought_by.get(name, [name]))), name
 
 
 def test_the_citation_names_this_version_and_the_paper():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == igkd.__version__ and citation["cff-version"] == "1.2.0"
-    assert citation["message"] and citation["title"] and citation["authors"]
     paper = citation["preferred-citation"]
     assert "arXiv:2506.14440" in [identifier["value"] for identifier in paper["identifiers"]]
-    assert [author["family-names"] for author in paper["authors"]] == ["Hernandez", "Chang", "Nordling"]
 
 
 def test_registries_and_paths_of_one_machine_are_noticed_and_other_text_is_not():
@@ -106,22 +89,12 @@ def test_registries_and_paths_of_one_machine_are_noticed_and_other_text_is_not()
     assert not any(FORBIDDEN.search(text) for text in other)
 
 
-def git(*arguments):
-    try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("git is not installed")
-    if done.returncode == 128:
-        pytest.skip("not a git checkout")
-    return done
-
-
-def test_what_a_kill_leaves_of_a_record_is_not_committed():
-    assert git("check-ignore", "records/arms/.k3x_9.part").returncode == 0
-
-
 def test_no_tracked_file_names_a_registry_or_a_machine():
-    tracked = git("ls-files", "-z").stdout.split("\0")
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout
+    except FileNotFoundError:
+        listed = ""
+    tracked = listed.split("\0")
     if "pyproject.toml" not in tracked:
         pytest.skip("not a git checkout of this project")
     found = []
