@@ -9,62 +9,47 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, recall_score
 
 from igkd.__main__ import main
 from igkd.errors import InputError, TrainingError, exit_code
-from igkd.images import CIFAR10_CLASSES, CIFAR10_MEAN_STD, load_images
-from igkd.models import MobileNetV2, pack_weights
+from igkd.images import CIFAR10_CLASSES, load_images
 from test_study import digits
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-CLASSES = ("ant", "bee", "cat", "dog")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Images, a network with standardised input and one without, the first also as authors release it."""
-    folder, rng = tmp_path_factory.mktemp("evaluate"), np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (60, 8, 8, 3)).astype(np.uint8), np.arange(60) % 4
-    arrays = {
-        f"{part}_{name}": of for part in ("train", "test") for name, of in (("images", images), ("labels", labels))
-    }
-    np.savez(folder / "images.npz", class_names=np.array(CLASSES), **arrays)
-    for name, mean_std in (("own", CIFAR10_MEAN_STD), ("plain", None)):
-        model = MobileNetV2(len(CLASSES), blocks_removed=13, mean_std=mean_std)
-        model.reset_parameters(torch.Generator().manual_seed(3))
-        torch.nn.init.normal_(model.classifier[1].weight, generator=torch.Generator().manual_seed(4))
-        (folder / f"{name}.safetensors").write_bytes(pack_weights(model.eval()))
-        if mean_std:
-            state = {key: tensor for key, tensor in model.state_dict().items() if key not in ("mean", "std")}
-            torch.save(state, folder / "released.pt")
-            with torch.no_grad():
-                predicted = model(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).argmax(1).numpy()
-    (folder / "text.pt").write_text("no weights")
-    np.save(folder / "predicted.npy", predicted)
-    return folder
-
-
-@pytest.mark.parametrize("options", [["own.safetensors"], ["released.pt", "--normalize", "cifar10"]], ids=" ".join)
-def test_a_network_is_evaluated_from_its_file(folder, monkeypatch, capsys, options):
-    monkeypatch.chdir(folder)
-    assert main(["evaluate", "--data", "images.npz", "--device", "cpu", "--weights", *options]) == 0
-    labels, predicted = np.arange(60) % 4, np.load("predicted.npy")
-    assert capsys.readouterr().out.splitlines()[-7:] == [
-        f"accuracy           {np.mean(labels == predicted):.2%}",
-        f"balanced accuracy  {balanced_accuracy_score(labels, predicted):.2%}",
-        f"Cohen's kappa      {cohen_kappa_score(labels, predicted):.4f}",
-        *(f"  {name}  {recall:.2%}" for name, recall in zip(CLASSES, recall_score(labels, predicted, average=None))),
-    ]
-
-
-def test_the_network_of_a_run_is_exported_with_its_accuracy(tmp_path, monkeypatch, capsys):
-    study, (item,) = digits(tmp_path, 1, 2)
+def trained(tmp_path_factory):
+    """A folder with a student of the digits, in our file and as authors release theirs, and the student's record."""
+    folder = tmp_path_factory.mktemp("trained")
+    study, (item,) = digits(folder, 1, 3)
     study.ensure([item])
-    monkeypatch.setattr("igkd.study.REPOSITORY", tmp_path)
+    names = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
+    np.savez(folder / "images.npz", **{name: np.array(getattr(study.images, name)) for name in names})
+    (folder / "own.safetensors").write_bytes(study.store.weights_path(item.run.key).read_bytes())
+    state = study.student(item.run).state_dict()
+    torch.save({key: tensor for key, tensor in state.items() if key not in ("mean", "std")}, folder / "released.pt")
+    (folder / "text.pt").write_text("no weights")
+    return folder, study.store.find(item.run.key)
+
+
+@pytest.mark.parametrize("weights", ["own.safetensors", "released.pt"])
+def test_a_network_is_evaluated_from_its_file(trained, monkeypatch, capsys, weights):
+    monkeypatch.chdir(trained[0])
+    assert main(["evaluate", "--data", "images.npz", "--device", "cpu", "--weights", weights]) == 0
+    outcome, said = trained[1].outcome, capsys.readouterr().out.splitlines()
+    assert (
+        f"accuracy           {outcome['accuracy']:.2%}" in said and f"Cohen's kappa      {outcome['kappa']:.4f}" in said
+    )
+    assert [line.split()[1] for line in said[-10:]] == [f"{each:.2%}" for each in outcome["per_class_accuracy"]]
+
+
+def test_the_network_of_a_run_is_exported_with_its_accuracy(trained, tmp_path, monkeypatch, capsys):
+    folder, record = trained
+    monkeypatch.setattr("igkd.study.REPOSITORY", folder)
     monkeypatch.delenv("IGKD_DATA", raising=False)
-    assert main(["export", "--run", item.run.key, "--onnx", str(tmp_path / "student.onnx")]) == 0
-    accuracy = f"{study.store.find(item.run.key).outcome['accuracy']:.2%}"
+    assert main(["export", "--run", record.key, "--onnx", str(tmp_path / "student.onnx")]) == 0
+    accuracy = f"{record.outcome['accuracy']:.2%}"
     assert f"{accuracy} by ONNX Runtime; {accuracy} by PyTorch" in capsys.readouterr().out
     assert (tmp_path / "student.onnx").exists()
 
@@ -90,8 +75,7 @@ def test_a_cut_is_the_training_images_alone_in_their_order(tmp_path, capsys):
         "evaluate --weights none.pt --data images.npz",
         "evaluate --weights text.pt --data images.npz",
         "evaluate --weights images.npz --data images.npz",
-        "evaluate --weights own.safetensors --data images.npz --normalize none",  # it has one of its own
-        "evaluate --weights plain.safetensors --data images.npz --normalize cifar10",
+        "evaluate --weights own.safetensors --data images.npz --normalize cifar10",  # it has one of its own
         "evaluate --weights own.safetensors",
         "evaluate --weight own.safetensors --data images.npz",  # an option is given by its whole name
         "evaluate --weights own.safetensors --data ~nobody-here/x.npz",
@@ -101,8 +85,8 @@ def test_a_cut_is_the_training_images_alone_in_their_order(tmp_path, capsys):
         "cut --data images.npz --npz cut.npy",  # which nothing would read again
     ],
 )
-def test_bad_input_is_one_line(folder, monkeypatch, capsys, arguments):
-    monkeypatch.chdir(folder)
+def test_bad_input_is_one_line(trained, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(trained[0])
     before = set(Path().iterdir())
     assert main(arguments.split()) == 2
     captured = capsys.readouterr()
@@ -151,9 +135,9 @@ def test_without_its_packages_it_names_the_way_into_the_environment(tmp_path, pr
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=["igkd", "run_all.py"])
-def test_a_reader_that_has_gone_is_no_error(folder, program):
+def test_a_reader_that_has_gone_is_no_error(trained, program):
     process = subprocess.Popen(
-        [sys.executable, *(str(folder / part) if (folder / part).exists() else part for part in program)],
+        [sys.executable, *(str(trained[0] / part) if (trained[0] / part).exists() else part for part in program)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from igkd.errors import InputError, TrainingError
-from igkd.experiments import Planned
+from igkd.experiments import PROFILES, Planned
 from igkd.models import pack_weights, state_digest
 from igkd.records import Record, write_atomically
 from igkd.runs import ARMS, Architecture, Method, SignalSpec
@@ -31,18 +31,16 @@ def record(run, accuracy=0.9, seconds=30.0, data="small"):
     return Record(run, outcome, {"data": data, "seconds": seconds, "machine": machine, "versions": {"torch": "2"}})
 
 
-def study_of(root, profile="demo", images=None, jobs=1):
+def study_of(root, profile="demo", jobs=1):
     study = Study(profile, device="cpu", root=root, log=lambda line: study.lines.append(line), jobs=jobs)
     study.lines = []
-    if images is not None:
-        study.images = images
     return study
 
 
 @pytest.fixture
 def study(tmp_path):
-    study = study_of(tmp_path, images=IMAGES)
-    study.compute = COMPUTE
+    study = study_of(tmp_path)
+    study.images, study.compute = IMAGES, COMPUTE
     return study
 
 
@@ -72,9 +70,10 @@ def outcomes(study, items):
     return [study.store.find(item.run.key).outcome for item in items]
 
 
-def test_the_paper_s_runs_are_done_in_the_order_of_their_weight(tmp_path):
+def test_the_paper_s_runs_are_done_in_the_order_of_their_weight(study):
     """Pairs behind the claims, what the signals contribute, then factorial, Monte Carlo, sweep and recipe."""
-    teacher, *items = study_of(tmp_path, "paper", IMAGES).planned()
+    study.profile = PROFILES["paper"]
+    teacher, *items = study.planned()
     pair, cuts = ("Student", "KD+IG"), (17, 15, 13, 11, 9, 7, 3)  # that of 5 is among the pairs
     new_controls = [("KD+IG", "released"), ("KD", "described"), ("KD", "permuted"), ("IG", "described")]
     new_controls += [("IG", variant) for variant in ("other_image", "noise", "dimming")]
@@ -94,9 +93,6 @@ def test_the_paper_s_runs_are_done_in_the_order_of_their_weight(tmp_path):
     found[20:55] = sorted(found[20:55], key=lambda each: each[::-1])  # the order of a seed's controls does not matter
     assert teacher.labels["arm"] == "Teacher" and found == expected
     assert len({item.run.key for item in items}) == len(items)
-
-
-# What is trained and kept
 
 
 @pytest.mark.parametrize("blocks_removed", [17, 16], ids=["a cut of the paper", "a cut without a tap"])
@@ -148,30 +144,6 @@ def test_a_student_is_the_network_that_its_record_describes(study):
     assert study.student(RUN) is None  # nobody waits for an hour to see a network
 
 
-def test_epochs_are_rows_with_the_labels_of_their_run(study):
-    with_teacher(study)
-    signals = SignalSpec(study.plan.teacher_key, n_steps=2)
-    taught = Planned("arms", {"arm": "AT", "seed": 1}, replace(RUN, method=Method(gamma=5.0), signals=signals))
-    items = [*planned(0), taught]
-    study.ensure(items)
-    table = study.epochs([*items, *planned(2)])
-    assert list(table.arm) == ["Student", "Student", "AT", "AT"] and list(table.epoch) == [1, 2, 1, 2]
-    history, rows = study.store.find(taught.run.key).outcome["history"], table[table.arm == "AT"]
-    assert list(rows["gradient_norms.attention"]) == [epoch["gradient_norms"]["attention"] for epoch in history]
-    assert table[table.arm == "Student"][["attention", "gradient_norms.cross_entropy"]].isna().all(axis=None)
-
-
-def test_evidence_counts_the_runs_of_each_machine(study):
-    kept = [record(replace(RUN, seed=seed)) for seed in range(3)]
-    kept.append(record(replace(RUN, data="other images"), seconds=60.0))
-    evidence = study.evidence(kept)
-    assert list(evidence.runs) == [3, 1] and list(evidence["minutes in all"]) == [1.5, 1.0]
-    assert list(evidence.data) == [f"small ({IMAGES.fingerprint})", "small (other images)"]
-
-
-# What fails, and what else goes on
-
-
 def test_a_teacher_that_fails_is_trained_once_and_its_students_not_at_all(study):
     teacher = small_run(IMAGES, recipe=replace(RECIPE, lr=1e30), architecture=Architecture(0, normalize=True))
     signals = SignalSpec(teacher.key, n_steps=2)
@@ -183,15 +155,6 @@ def test_a_teacher_that_fails_is_trained_once_and_its_students_not_at_all(study)
     failed = [line for line in study.lines if line.startswith("failed: ")]
     assert ["the loss is" in line for line in failed] == [True, False, False]  # first, although it was given last
     assert study.store.keys() == {RUN.key}
-
-
-def test_signals_that_cannot_be_written_fail_the_runs_that_need_them_alone(tmp_path):
-    study, plain = digits(tmp_path, 2, 1, 1)
-    with_teacher(study)
-    (tmp_path / "build" / "signals").write_text("")
-    with pytest.raises(TrainingError, match="2 of 4 runs failed.*its signals could not be computed"):
-        study.ensure(digits(tmp_path, 2, 1, 1, method=Method(alpha=0.5))[1] + plain)
-    assert study.store.keys() == {study.plan.teacher_key, *(item.run.key for item in plain)}
 
 
 def test_a_damaged_record_is_named_and_trained_again_once_it_is_deleted(study):
@@ -207,9 +170,6 @@ def test_a_damaged_record_is_named_and_trained_again_once_it_is_deleted(study):
     path.unlink()
     measures = table.columns.drop("seconds")
     assert study.ensure(items)[measures].equals(table[measures])
-
-
-# Several processes, and their deaths
 
 
 def program(root, jobs, *epochs):
