@@ -61,6 +61,7 @@ def repository(tmp_path_factory):
 
 def run_all(root, *arguments):
     environment = {name: value for name, value in os.environ.items() if name not in ("IGKD_DATA", "IGKD_IMAGENET")}
+    environment["PYTHONPATH"] = str(root)  # else a kernel takes the package of the path that the tests were given
     command = [sys.executable, root / "run_all.py", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=root.parent, env=environment)
 

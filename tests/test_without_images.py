@@ -63,11 +63,7 @@ def test_recorded_runs_are_shown_and_missing_ones_ask_for_the_images(studies):
     pd.testing.assert_frame_equal(without.ensure(declared[:8]), here.ensure(declared[:8]))
     evidence = without.evidence(without.table(declared).key)
     assert list(evidence.runs) == [8] and list(evidence["minutes in all"]) == [4.0]  # of 30 seconds
-    for needs in (
-        lambda: without.ensure(declared[:9]),
-        lambda: without.images.train_images,
-        lambda: without.images.take(10, 10),
-    ):
+    for needs in (lambda: without.ensure(declared[:9]), lambda: without.images.train_images):
         with pytest.raises(MissingImages, match="--data download"):
             needs()
     with pytest.raises(InputError, match="nowhere.npz"):  # images that were named must be there
