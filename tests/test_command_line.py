@@ -1,8 +1,6 @@
-"""python -m igkd evaluate, against a direct computation."""
+"""python -m igkd, against direct computations; and how every command ends."""
 
 import os
-import resource
-import signal
 import subprocess
 import sys
 import venv
@@ -11,173 +9,135 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, recall_score
 
 from igkd.__main__ import main
-from igkd.images import CIFAR10_CLASSES, CIFAR10_MEAN_STD, load_images
-from igkd.models import MobileNetV2, pack_weights
+from igkd.errors import InputError, TrainingError, exit_code
+from igkd.images import CIFAR10_CLASSES, load_images
+from test_study import digits
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-CLASSES = ("ant", "bee", "cat", "dog")
-FRONT = 3
-
-
-def released(model, attention=False):
-    """A state_dict as the authors released them: without our buffers, the attention variants in three parts."""
-    state = {}
-    for name, tensor in model.state_dict().items():
-        parts = name.split(".")
-        if parts[0] == "features" and attention:
-            index = int(parts[1])
-            if index < FRONT:
-                parts[:2] = ["front_layers", str(index)]
-            elif index == FRONT:
-                parts[:2] = ["middle_layer"]
-            else:
-                parts[:2] = ["end_layers", str(index - FRONT - 1)]
-        if parts[0] not in ("mean", "std"):
-            state[".".join(parts)] = tensor
-    return state
-
-
-def network(mean_std=None):
-    model = MobileNetV2(len(CLASSES), blocks_removed=13, mean_std=mean_std)
-    generator = torch.Generator().manual_seed(3)
-    model.reset_parameters(generator)
-    torch.nn.init.normal_(model.classifier[1].weight, generator=generator)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
-def problem(tmp_path_factory):
-    """A network with standardised input, images on which it is sure, and labels of which it gets most."""
-    folder = tmp_path_factory.mktemp("evaluate")
-    model = network(CIFAR10_MEAN_STD)
-    rng = np.random.default_rng(0)
-    images = (rng.uniform(size=(400, 1, 1, 3)) * rng.integers(0, 256, (400, 8, 8, 3))).astype(np.uint8)
-    with torch.no_grad():
-        logits = model(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
-        # Rounding (some processors compute in bfloat16) must not decide an image.
-        best = logits.topk(2).values
-        sure = (best[:, 0] - best[:, 1]).argsort(descending=True)[:60]
-    predicted = logits.argmax(1)[sure].numpy()
-    labels = np.where(rng.uniform(size=60) < 0.3, rng.integers(0, 4, 60), predicted)
-    labels[:4] = range(4)
-    path = folder / "images.npz"
-    np.savez(
-        path,
-        train_images=images[:8],
-        train_labels=np.arange(8) % 4,
-        test_images=images[sure.numpy()],
-        test_labels=labels,
-        class_names=np.array(CLASSES),
+def trained(tmp_path_factory):
+    """A folder with a student of the digits, in our file and as authors release theirs, and the student's record."""
+    folder = tmp_path_factory.mktemp("trained")
+    study, (item,) = digits(folder, 1, 3)
+    study.ensure([item])
+    names = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
+    np.savez(folder / "images.npz", **{name: np.array(getattr(study.images, name)) for name in names})
+    (folder / "own.safetensors").write_bytes(study.store.weights_path(item.run.key).read_bytes())
+    state = study.student(item.run).state_dict()
+    torch.save({key: tensor for key, tensor in state.items() if key not in ("mean", "std")}, folder / "released.pt")
+    (folder / "text.pt").write_text("no weights")
+    return folder, study.store.find(item.run.key)
+
+
+@pytest.mark.parametrize("weights", ["own.safetensors", "released.pt"])
+def test_a_network_is_evaluated_from_its_file(trained, monkeypatch, capsys, weights):
+    monkeypatch.chdir(trained[0])
+    assert main(["evaluate", "--data", "images.npz", "--device", "cpu", "--weights", weights]) == 0
+    outcome, said = trained[1].outcome, capsys.readouterr().out.splitlines()
+    assert (
+        f"accuracy           {outcome['accuracy']:.2%}" in said and f"Cohen's kappa      {outcome['kappa']:.4f}" in said
     )
-    return folder, path, model, labels, predicted
+    assert [line.split()[1] for line in said[-10:]] == [f"{each:.2%}" for each in outcome["per_class_accuracy"]]
 
 
-def expected(labels, predicted):
-    return [
-        f"accuracy           {np.mean(labels == predicted):.2%}",
-        f"balanced accuracy  {balanced_accuracy_score(labels, predicted):.2%}",
-        f"Cohen's kappa      {cohen_kappa_score(labels, predicted):.4f}",
-        *(f"  {name}  {recall:.2%}" for name, recall in zip(CLASSES, recall_score(labels, predicted, average=None))),
-    ]
+def test_the_network_of_a_run_is_exported_with_its_accuracy(trained, tmp_path, monkeypatch, capsys):
+    folder, record = trained
+    monkeypatch.setattr("igkd.study.REPOSITORY", folder)
+    monkeypatch.delenv("IGKD_DATA", raising=False)
+    assert main(["export", "--run", record.key, "--onnx", str(tmp_path / "student.onnx")]) == 0
+    accuracy = f"{record.outcome['accuracy']:.2%}"
+    assert f"{accuracy} by ONNX Runtime; {accuracy} by PyTorch" in capsys.readouterr().out
+    assert (tmp_path / "student.onnx").exists()
 
 
-@pytest.mark.parametrize("attention", [False, True])
-def test_released_checkpoint(problem, capsys, attention):
-    folder, data, model, labels, predicted = problem
-    weights = folder / f"{attention}.pt"
-    torch.save(released(model, attention), weights)
-    assert main(["evaluate", "--weights", str(weights), "--data", str(data), "--normalize", "cifar10"]) == 0
-    assert capsys.readouterr().out.splitlines()[-7:] == expected(labels, predicted)
-
-
-def test_own_weights_carry_their_standardisation(problem, capsys):
-    folder, data, model, labels, predicted = problem
-    weights = folder / "own.safetensors"
-    weights.write_bytes(pack_weights(model))
-    assert main(["evaluate", "--weights", str(weights), "--data", str(data)]) == 0
-    assert capsys.readouterr().out.splitlines()[-7:] == expected(labels, predicted)
-
-
-@pytest.mark.parametrize(("mean_std", "normalize"), [(None, "cifar10"), (CIFAR10_MEAN_STD, "none")])
-def test_contradicting_standardisation_is_refused(problem, capsys, mean_std, normalize):
-    folder, data, *_ = problem
-    weights = folder / "contradiction.safetensors"
-    weights.write_bytes(pack_weights(network(mean_std)))
-    assert main(["evaluate", "--weights", str(weights), "--data", str(data), "--normalize", normalize]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "carries its own standardisation" in captured.err
-
-
-def test_a_cut_is_named_as_what_reads_it_expects(problem, capsys):
-    folder, data, *_ = problem
-    assert main(["cut", "--data", str(data), "--npz", str(folder / "cut.npy")]) == 2
-    assert "ends in .npz" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    """As many images as a cut needs and ten more, all different, small ones so that it is cheap."""
+def test_a_cut_is_the_training_images_alone_in_their_order(tmp_path, capsys):
     rng, n = np.random.default_rng(1), 40_010
-    arrays = {
-        "train_images": rng.integers(0, 256, (n, 8, 8, 3), np.uint8),
-        "train_labels": np.arange(n) % 10,
-        "test_images": rng.integers(0, 256, (10, 8, 8, 3), np.uint8),
-        "test_labels": np.arange(10),
-    }
-    path = tmp_path_factory.mktemp("many") / "images.npz"
-    np.savez(path, class_names=np.array(CIFAR10_CLASSES), **arrays)
-    return path, arrays
-
-
-def test_a_cut_is_the_training_images_alone_in_their_order(many, tmp_path, capsys):
-    data, arrays = many
+    images, labels = rng.integers(0, 256, (n, 8, 8, 3), np.uint8), np.arange(n) % 10
+    arrays = {"train_images": images, "train_labels": labels, "test_images": images[:10], "test_labels": labels[:10]}
+    np.savez(tmp_path / "images.npz", class_names=np.array(CIFAR10_CLASSES), **arrays)
     path = tmp_path / "cut.npz"
     path.write_text("what was there before")
-    assert main(["cut", "--data", str(data), "--npz", str(path)]) == 0
-    expected = {
-        "train_images": arrays["train_images"][:40_000],
-        "train_labels": arrays["train_labels"][:40_000],
-        "test_images": arrays["train_images"][40_000:],
-        "test_labels": arrays["train_labels"][40_000:],
-    }
+    assert main(["cut", "--data", str(tmp_path / "images.npz"), "--npz", str(path)]) == 0
     with np.load(path) as cut:
-        for name, values in expected.items():
-            np.testing.assert_array_equal(cut[name], values)
-        assert tuple(cut["class_names"]) == CIFAR10_CLASSES
-    said = capsys.readouterr().out
-    assert "40,000 to train on, 10 to test on" in said and load_images("cifar10", path).fingerprint in said
-    assert [each.name for each in tmp_path.iterdir()] == ["cut.npz"]
-
-
-def test_a_cut_for_which_there_is_no_room_leaves_nothing(many, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "igkd", "cut", "--data", str(many[0]), "--npz", str(tmp_path / "cut.npz")],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)),
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1 and "cut.npz cannot be written" in done.stderr
-    assert not list(tmp_path.iterdir())
+        assert len(cut["train_labels"]) == 40_000 and tuple(cut["class_names"]) == CIFAR10_CLASSES
+        for name, whole in (("images", images), ("labels", labels)):
+            np.testing.assert_array_equal(np.concatenate([cut[f"train_{name}"], cut[f"test_{name}"]]), whole)
+    assert load_images("cifar10", path).fingerprint in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "program",
+    "arguments",
     [
-        ["-m", "igkd", "evaluate", "--weights", "weights/teacher-cifar10.safetensors", "--data"],
-        ["run_all.py", "--list"],
+        "evaluate --weights none.pt --data images.npz",
+        "evaluate --weights text.pt --data images.npz",
+        "evaluate --weights images.npz --data images.npz",
+        "evaluate --weights own.safetensors --data images.npz --normalize cifar10",  # it has one of its own
+        "evaluate --weights own.safetensors",
+        "evaluate --weight own.safetensors --data images.npz",  # an option is given by its whole name
+        "evaluate --weights own.safetensors --data ~nobody-here/x.npz",
+        "export --run 0123456789abcdef --onnx x.onnx",
+        "export --run 0123456789abcdef --onnx nowhere/x.onnx",
+        "cut --data images.npz --npz cut.npz",  # which has no 40,000 images
+        "cut --data images.npz --npz cut.npy",  # which nothing would read again
     ],
-    ids=["igkd", "run_all.py"],
 )
-def test_a_reader_that_has_gone_is_no_error(many, program):
-    arguments = [*program, str(many[0])] if "--data" in program else program
+def test_bad_input_is_one_line(trained, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(trained[0])
+    before = set(Path().iterdir())
+    assert main(arguments.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1 and "weights_only" not in captured.err
+    assert set(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (InputError("x"), 2),
+        (TrainingError("x"), 1),
+        (OSError("the disk is full"), 1),
+        (KeyboardInterrupt(), 130),
+        (ModuleNotFoundError("x", name="torch"), 2),
+        # torchvision of another torch
+        (RuntimeError("operator torchvision::nms does not exist"), 2),
+        (AttributeError("partially initialized module (most likely due to a circular import)"), 2),
+    ],
+    ids=repr,
+)
+def test_what_ends_a_command_is_one_line_and_its_code(raised, code, capsys):
+    def work():
+        raise raised
+
+    assert exit_code("a program", work) == code
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("a program: ") and captured.err.count("\n") == 1
+    with pytest.raises(RuntimeError, match="invalid for input"):  # a mistake of ours is not dressed up as the reader's
+        exit_code("a program", lambda: torch.ones(2).view(3))
+
+
+PROGRAMS = (
+    ["-m", "igkd", "evaluate", "--weights", "own.safetensors", "--data", "images.npz"],
+    ["run_all.py", "--list"],
+)
+
+
+@pytest.mark.parametrize("program", [PROGRAMS[0], ["run_all.py", "--plan"]], ids=["igkd", "run_all.py"])
+def test_without_its_packages_it_names_the_way_into_the_environment(tmp_path, program):
+    venv.create(tmp_path, symlinks=True)
+    bare = tmp_path / "bin" / "python"
+    done = subprocess.run([bare, *program], capture_output=True, text=True, cwd=REPOSITORY)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert f"is missing in {bare}" in done.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=["igkd", "run_all.py"])
+def test_a_reader_that_has_gone_is_no_error(trained, program):
     process = subprocess.Popen(
-        [sys.executable, *arguments],
+        [sys.executable, *(str(trained[0] / part) if (trained[0] / part).exists() else part for part in program)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -186,58 +146,3 @@ def test_a_reader_that_has_gone_is_no_error(many, program):
     )
     process.stdout.close()  # as head does
     assert (process.stderr.read(), process.wait()) == ("", 1)
-
-
-def test_ctrl_c_is_one_line():
-    code = (
-        "import sys, time; from igkd.errors import exit_code\n"
-        "def work(): print('works', flush=True); time.sleep(600)\n"
-        "sys.exit(exit_code('igkd', work))"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-        # A shell's background jobs ignore the signal, and so would what these tests start there.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stdout.readline() == "works\n"
-    process.send_signal(signal.SIGINT)
-    assert process.communicate()[1] == "igkd: stopped; finished runs are kept, and the same command goes on\n"
-    assert process.returncode == 130
-
-
-def test_without_its_packages_it_names_the_way_into_the_environment(tmp_path):
-    venv.create(tmp_path, symlinks=True)
-    command = [tmp_path / "bin" / "python", "-m", "igkd", "evaluate", "--weights", "x", "--data", "y"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"igkd: torch is missing in {command[0]}; run make, then source .venv/bin/activate\n"
-
-
-def test_as_a_program(problem):
-    folder, data, *_ = problem
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    (folder / "text.pt").write_text("no weights")
-    for arguments in (
-        ["evaluate", "--weights", str(folder / "none.pt"), "--data", str(data)],
-        ["evaluate", "--weights", str(folder / "text.pt"), "--data", str(data)],
-        # of CIFAR-10, not of these
-        ["export", "--run", "f9d3dd852b66866c", "--onnx", str(folder / "x.onnx"), "--data", str(data)],
-        ["export", "--run", "f9d3dd852b66866c", "--onnx", str(folder)],
-        ["export", "--run", "f9d3dd852b66866c", "--onnx", str(folder / "nowhere" / "x.onnx")],
-        ["cut", "--data", str(data), "--npz", str(folder / "cut.npz")],  # which has no 40,000 images
-        ["evaluate", "--weights", str(data), "--data", str(data)],
-        ["evaluate", "--weights", "x.pt"],
-        ["evaluate", "--weight", "x.pt", "--data", str(data)],  # an option is given by its whole name
-        ["evaluate", "--weights", "x.pt", "--data", "~nobody-here/x.npz"],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", "igkd", *arguments], capture_output=True, text=True, env=environment, cwd=folder
-        )
-        assert (done.returncode, done.stdout) == (2, "")
-        assert len(done.stderr.splitlines()) == 1, done.stderr
-        assert "weights_only" not in done.stderr
-    assert {path.suffix for path in folder.iterdir()} <= {".npz", ".pt", ".safetensors"}

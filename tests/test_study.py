@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 from igkd.errors import InputError, TrainingError
-from igkd.experiments import Planned
+from igkd.experiments import PROFILES, Planned
 from igkd.models import pack_weights, state_digest
 from igkd.records import Record, write_atomically
 from igkd.runs import ARMS, Architecture, Method, SignalSpec
-from igkd.study import Study, describe
+from igkd.study import Study
 from igkd.training import evaluate, predict
 from small import COMPUTE, RECIPE, small_images, small_run, small_teacher
 
@@ -31,18 +31,16 @@ def record(run, accuracy=0.9, seconds=30.0, data="small"):
     return Record(run, outcome, {"data": data, "seconds": seconds, "machine": machine, "versions": {"torch": "2"}})
 
 
-def study_of(root, profile="demo", images=None, jobs=1):
+def study_of(root, profile="demo", jobs=1):
     study = Study(profile, device="cpu", root=root, log=lambda line: study.lines.append(line), jobs=jobs)
     study.lines = []
-    if images is not None:
-        study.images = images
     return study
 
 
 @pytest.fixture
 def study(tmp_path):
-    study = study_of(tmp_path, images=IMAGES)
-    study.compute = COMPUTE
+    study = study_of(tmp_path)
+    study.images, study.compute = IMAGES, COMPUTE
     return study
 
 
@@ -50,9 +48,9 @@ def planned(*seeds):
     return [Planned("arms", {"arm": "Student", "seed": seed}, small_run(IMAGES, seed=seed)) for seed in seeds]
 
 
-def with_teacher(study):
-    """Give the study a teacher as if it had been trained."""
-    teacher, key = small_teacher(study.images), study.plan.teacher_key
+def with_teacher(study, key=None, seed=0):
+    """Give the study its teacher, or another, as if it had been trained."""
+    teacher, key = small_teacher(study.images, seed), key or study.plan.teacher_key
     write_atomically(study.store.weights_path(key), pack_weights(teacher.model, run=key, accuracy="1.0"))
     study.store.add(record(study.teacher_runs()[0].run), "teacher")
     return teacher
@@ -72,55 +70,37 @@ def outcomes(study, items):
     return [study.store.find(item.run.key).outcome for item in items]
 
 
-# What is planned
-
-
-def test_the_paper_s_runs_are_done_in_the_order_of_their_weight(tmp_path):
+def test_the_paper_s_runs_are_done_in_the_order_of_their_weight(study):
     """Pairs behind the claims, what the signals contribute, then factorial, Monte Carlo, sweep and recipe."""
-    teacher, *items = study_of(tmp_path, "paper", IMAGES).planned()
-    assert teacher.labels["arm"] == "Teacher" and not teacher.run.method.uses_teacher
-    pair = ("Student", "KD+IG")
+    study.profile = PROFILES["paper"]
+    teacher, *items = study.planned()
+    pair, cuts = ("Student", "KD+IG"), (17, 15, 13, 11, 9, 7, 3)  # that of 5 is among the pairs
     new_controls = [("KD+IG", "released"), ("KD", "described"), ("KD", "permuted"), ("IG", "described")]
-    new_controls += [("IG", variant) for variant in ("dimming", "other_image", "noise")]
-    rest = [arm for arm in ARMS if "AT" in arm]
+    new_controls += [("IG", variant) for variant in ("other_image", "noise", "dimming")]
     expected = [("arms", arm, seed) for seed, arm in product(range(10), pair)]
-    expected += [("controls", each, seed) for seed, each in product(range(5), new_controls)]
-    expected += [("arms", arm, seed) for seed, arm in product(range(5), rest)]
+    expected += [("controls", each, seed) for seed, each in product(range(5), sorted(new_controls))]
+    expected += [("arms", arm, seed) for seed, arm in product(range(5), [arm for arm in ARMS if "AT" in arm])]
     expected += [("arms", "KD+IG+AT", seed) for seed in range(5, 10)]
     expected += [("monte_carlo", arm, seed) for seed, arm in product(range(10), pair)]
-    cuts = (17, 15, 13, 11, 9, 7, 3)  # that of 5 is among the pairs
     expected += [("sweep", (arm, cut), seed) for seed, cut, arm in product(range(2), cuts, pair)]
     expected += [("paper_recipe", arm, seed) for seed, arm in product(range(3), pair)]
-
-    def short(item):
-        arm, of = item.labels["arm"], item.labels.get("variant") or item.labels.get("blocks_removed")
-        return item.experiment, (arm, of) if of else arm, item.labels["seed"]
-
-    found = [short(item) for item in items]
-    assert found[:20] + found[55:] == expected[:20] + expected[55:]
-    assert set(found[20:55]) == set(expected[20:55])  # within a seed the order of the controls does not matter
-    assert [seed for *_, seed in found[20:55]] == [seed for *_, seed in expected[20:55]]
-    assert len({item.run.key for item in items}) == len(items) == len(expected)
+    found = []
     for item in items:
+        arm, of = item.labels["arm"], item.labels.get("variant") or item.labels.get("blocks_removed")
+        found.append((item.experiment, (arm, of) if of else arm, item.labels["seed"]))
         assert (item.run.seed, item.run.data) == (item.labels["seed"], IMAGES.fingerprint)
-        assert (item.run.signals is not None) == item.run.method.uses_teacher
         assert item.run.signals is None or item.run.signals.teacher == teacher.run.key
-
-
-# What is trained and kept
+    found[20:55] = sorted(found[20:55], key=lambda each: each[::-1])  # the order of a seed's controls does not matter
+    assert teacher.labels["arm"] == "Teacher" and found == expected
+    assert len({item.run.key for item in items}) == len(items)
 
 
 @pytest.mark.parametrize("blocks_removed", [17, 16], ids=["a cut of the paper", "a cut without a tap"])
 def test_a_student_learns_from_the_teacher_that_it_names(study, blocks_removed):
-    teachers = {study.plan.teacher_key: with_teacher(study), "another": small_teacher(IMAGES, seed=1)}
-    content = pack_weights(teachers["another"].model, run="another", accuracy="1.0")
-    write_atomically(study.store.weights_path("another"), content)
-    for key, teacher in teachers.items():
-        signals = SignalSpec(key, n_steps=2)
-        run = replace(RUN, method=KD_IG, signals=signals, architecture=Architecture(blocks_removed))
-        np.testing.assert_allclose(
-            study.signals(run).logits, predict(teacher.model, IMAGES.train_images, COMPUTE), rtol=1e-4, atol=1e-4
-        )
+    for key, teacher in ((study.plan.teacher_key, with_teacher(study)), ("another", with_teacher(study, "another", 1))):
+        run = replace(RUN, method=KD_IG, signals=SignalSpec(key, n_steps=2), architecture=Architecture(blocks_removed))
+        logits = predict(teacher.model, IMAGES.train_images, COMPUTE)
+        np.testing.assert_allclose(study.signals(run).logits, logits, rtol=1e-4, atol=1e-4)
         study.ensure([Planned("arms", {"arm": "KD+IG", "seed": 0}, run)])
         assert study.store.find(run.key).outcome["teacher_weights"] == state_digest(teacher.model)
 
@@ -164,38 +144,6 @@ def test_a_student_is_the_network_that_its_record_describes(study):
     assert study.student(RUN) is None  # nobody waits for an hour to see a network
 
 
-def test_epochs_are_rows_with_the_labels_of_their_run(study):
-    with_teacher(study)
-    signals = SignalSpec(study.plan.teacher_key, n_steps=2)
-    taught = Planned("arms", {"arm": "AT", "seed": 1}, replace(RUN, method=Method(gamma=5.0), signals=signals))
-    items = [*planned(0), taught]
-    study.ensure(items)
-    table = study.epochs([*items, *planned(2)])
-    assert list(table.arm) == ["Student", "Student", "AT", "AT"] and list(table.epoch) == [1, 2, 1, 2]
-    history, rows = study.store.find(taught.run.key).outcome["history"], table[table.arm == "AT"]
-    assert list(rows["gradient_norms.attention"]) == [epoch["gradient_norms"]["attention"] for epoch in history]
-    assert list(rows.attention) == [epoch["attention"] for epoch in history]
-    assert table[table.arm == "Student"][["attention", "gradient_norms.cross_entropy"]].isna().all(axis=None)
-
-
-def test_evidence_counts_the_runs_of_each_machine(study):
-    kept = [record(replace(RUN, seed=seed)) for seed in range(3)]
-    kept.append(record(replace(RUN, data="other images"), seconds=60.0))
-    evidence = study.evidence(kept)
-    assert list(evidence.runs) == [3, 1] and list(evidence["minutes in all"]) == [1.5, 1.0]
-    assert list(evidence.data) == [f"small ({IMAGES.fingerprint})", "small (other images)"]
-
-
-# What fails, and what else goes on
-
-
-def test_a_teacher_of_which_only_the_record_is_here_is_not_replaced(study):
-    with_teacher(study)
-    study.store.weights_path(study.plan.teacher_key).unlink()
-    with pytest.raises(InputError, match="only its record"):
-        study.teacher()
-
-
 def test_a_teacher_that_fails_is_trained_once_and_its_students_not_at_all(study):
     teacher = small_run(IMAGES, recipe=replace(RECIPE, lr=1e30), architecture=Architecture(0, normalize=True))
     signals = SignalSpec(teacher.key, n_steps=2)
@@ -207,15 +155,6 @@ def test_a_teacher_that_fails_is_trained_once_and_its_students_not_at_all(study)
     failed = [line for line in study.lines if line.startswith("failed: ")]
     assert ["the loss is" in line for line in failed] == [True, False, False]  # first, although it was given last
     assert study.store.keys() == {RUN.key}
-
-
-def test_signals_that_cannot_be_written_fail_the_runs_that_need_them_alone(tmp_path):
-    study, plain = digits(tmp_path, 2, 1, 1)
-    with_teacher(study)
-    (tmp_path / "build" / "signals").write_text("")
-    with pytest.raises(TrainingError, match="2 of 4 runs failed.*its signals could not be computed"):
-        study.ensure(digits(tmp_path, 2, 1, 1, method=Method(alpha=0.5))[1] + plain)
-    assert study.store.keys() == {study.plan.teacher_key, *(item.run.key for item in plain)}
 
 
 def test_a_damaged_record_is_named_and_trained_again_once_it_is_deleted(study):
@@ -231,9 +170,6 @@ def test_a_damaged_record_is_named_and_trained_again_once_it_is_deleted(study):
     path.unlink()
     measures = table.columns.drop("seconds")
     assert study.ensure(items)[measures].equals(table[measures])
-
-
-# Several processes, and their deaths
 
 
 def program(root, jobs, *epochs):
@@ -302,8 +238,3 @@ def test_a_process_that_is_killed_fails_what_it_trained_and_nothing_else(tmp_pat
     assert len(study.table(items)) == 9 - len(failed)
     study.log = study.lines.append
     assert len(study.ensure(items)) == 9
-
-
-def test_runs_are_told_apart_in_words():
-    labels = {"arm": "IG", "variant": "noise", "seed": 3, "alpha": 0.0}
-    assert describe(Planned("controls", labels, RUN)) == "controls: IG, variant noise, seed 3"
