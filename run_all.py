@@ -30,7 +30,9 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = OneLineParser(prog="run_all.py", description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n", 1)[1])
     parser.add_argument("--profile", default="demo", metavar="demo|laptop|paper", help="how large (default: demo)")
-    parser.add_argument("--only", nargs="+", metavar="NN", help="only these notebooks, by number or name: 01 03_distillation")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NN", help="only these notebooks, by number or name: 01 03_distillation"
+    )
     parser.add_argument("--data", default="", help="CIFAR-10 or your own images: a folder, an .npz file, or 'download'")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: one a processor core; a GPU: 1)")
