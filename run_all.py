@@ -289,6 +289,7 @@ def publish(study, notebooks: list[Path], build: Path) -> int:
     import nbformat
     import numpy as np
 
+    from igkd.claims import renewed
     from igkd.experiments import shown
     from igkd.records import write_atomically
     from igkd.study import SHIPPED_LOGITS, SHIPPED_TEACHER
@@ -324,6 +325,8 @@ def publish(study, notebooks: list[Path], build: Path) -> int:
         if (weights := study.store.weights_path(item.run.key)).exists():
             shutil.copy(weights, study.store.shipped / name)
     if study.teacher_runs():
+        readme = ROOT / "README.md"
+        readme.write_text(renewed(readme.read_text(), study))
         np.save(study.store.shipped / SHIPPED_LOGITS, study.teacher_logits().half().numpy())
     return 0
 

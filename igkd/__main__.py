@@ -1,5 +1,5 @@
 """python -m igkd: evaluate measures a network from a file, export writes one as ONNX, cut makes the image set of the
-records from CIFAR-10's official files, readme renews the claims in README.md."""
+records from CIFAR-10's official files."""
 
 import argparse
 import io
@@ -43,7 +43,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     cut = commands.add_parser("cut", help="write the cut of CIFAR-10's training images that the records are of")
     cut.add_argument("--data", required=True, help="the official files: the folder they are in, or 'download'")
     cut.add_argument("--npz", required=True, metavar="FILE", help="where to write it")
-    commands.add_parser("readme", help="make the table of the claims in README.md anew")
     return parser.parse_args(arguments)
 
 
@@ -51,21 +50,9 @@ def run(options: argparse.Namespace) -> int:
     """Do what the command line asks for."""
     if options.command == "export":
         return export_run(options.run, options.onnx, options.int8, options.data)
-    if options.command == "readme":
-        return renew_readme()
     if options.command == "cut":
         return write_cut(options.data, options.npz)
     return evaluate_file(options.weights, options.data, options.normalize, options.device)
-
-
-def renew_readme() -> int:
-    """Write the table of the claims in README.md anew."""
-    from igkd.report import renewed
-    from igkd.study import Study
-
-    path = Path(__file__).resolve().parent.parent / "README.md"
-    path.write_text(renewed(path.read_text(), Study("paper", device="cpu")))
-    return 0
 
 
 def evaluate_file(weights: str, data: str, normalize: str | None = None, device: str = "auto") -> int:

@@ -46,7 +46,6 @@ from igkd.study import Study
 UNKNOWN = (np.nan, np.nan)
 #: The margin of a claim whose published difference of means is no gain, as a fraction.
 SMALLEST_GAIN = 0.002
-SIZE = "the paper's claims: CIFAR-10, 50,000 training images, a student 4.12x smaller"
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,12 @@ class Difference:
         """Of two independent samples of n runs each (Welch's degrees of freedom)."""
         total = sum(variances)
         return cls(mean, total**0.5, n, (n - 1) * total**2 / sum(each**2 for each in variances))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the mean; unknown if single runs are published."""
+        half = np.nan if self.sd is None else stats.t.ppf(0.975, self.df) * self.sd / self.n**0.5
+        return self.mean - half, self.mean + half
 
     def prediction(self, n: int, sd: float) -> tuple[float, float]:
         """Where the mean of n new pairs lies with 95 % probability; `sd` is ours, used where none is published."""
@@ -318,6 +323,17 @@ def ledger(study: Study) -> pd.DataFrame:
 def verdicts(study: Study, *numbers: str):
     """What came of some claims, a column each, with whole sentences: for the end of a notebook."""
     return ledger(study).loc[list(numbers)].T.style.set_properties(**{"text-align": "left"})
+
+
+def renewed(readme: str, study: Study) -> str:
+    """The text of README.md with its table of the claims made anew."""
+    rows = ledger(study)
+    rows["here"] = [here if n == "–" else f"{here} (n = {n})" for here, n in zip(rows.here, rows.n, strict=True)]
+    rows["verdict"] = [each if each == "open" else f"**{each}**" for each in rows.verdict]
+    rows["claim"] = rows.index + ": " + rows["the paper says"]
+    table = rows[["claim", "published", "here", "verdict"]].to_markdown(index=False, tablefmt="github")
+    before, _, rest = readme.partition("<!-- claims -->\n")
+    return f"{before}<!-- claims -->\n{table}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
 
 
 def write_ledger(study: Study) -> pd.DataFrame:

@@ -145,6 +145,7 @@ PROFILES = {
         ),
     )
 }
+SEARCHED = ("alpha", "temperature", "overlay_prob", "gamma")
 VALIDATION = Subset(validation=0.2)  # the training images without those on which constants are chosen
 
 
@@ -311,14 +312,7 @@ def search(plan: Plan) -> list[Planned]:
     return [
         Planned(
             "search",
-            {
-                "arm": name,
-                "alpha": m.alpha,
-                "temperature": m.temperature,
-                "overlay_prob": m.overlay_prob,
-                "gamma": m.gamma,
-                "seed": seed,
-            },
+            {"arm": name, "seed": seed} | {constant: getattr(m, constant) for constant in SEARCHED},
             plan.student(m, seed, subset=VALIDATION, split="validation"),
         )
         for name, m, seed in points

@@ -90,6 +90,24 @@ def told(found) -> str:
     return f"{said} [{100 * found.low:+.2f}, {100 * found.high:+.2f}], {word} (n = {found.n})."
 
 
+def answer(gains: pd.DataFrame, line: float) -> Figure:
+    """Differences on one axis: a row of `gains` each (index: whose; `difference`, `low`, `high`; NaN: no interval)."""
+    figure, axis = plt.subplots(figsize=(7, 0.9 + 0.4 * len(gains)))
+    for place, (name, row) in enumerate((100 * gains).iterrows()):
+        colour = ARM_COLOURS["KD+IG"] if name.startswith("here") else "0.45"
+        axis.plot([row.low, row.high], [place, place], color=colour)
+        axis.plot(row.difference, place, "o", color=colour)
+        axis.annotate(
+            f"{row.difference:+.2f}", (row.difference, place), (0, 5), textcoords="offset points", ha="center"
+        )
+    axis.axvline(0, color="0.2", linewidth=1)
+    axis.axvline(100 * line, color="0.45", linestyle=":")
+    axis.set(yticks=range(len(gains)), yticklabels=gains.index, ylim=(len(gains) - 0.4, -0.8))
+    axis.set(xlabel="KD+IG minus Student (percentage points)")
+    axis.set_title(f"Published gain {100 * line:+.2f}, here {100 * gains.difference.iloc[-1]:+.2f} points", loc="left")
+    return figure
+
+
 def image_rows(rows: dict[str, np.ndarray], titles=(), cmap: str = "magma") -> Figure:
     """Rows of small pictures under each other, with titles over the columns.
 

@@ -10,8 +10,6 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-PAPER = "2506.14440"
-
 
 def table(name: str) -> pd.DataFrame:
     """One of the files, with accuracy as a fraction.
@@ -32,7 +30,7 @@ def table(name: str) -> pd.DataFrame:
 
 def stated(quantity: str) -> float:
     """A number of the abstract, as printed; ``table("headline")`` lists them."""
-    return float(table("headline").query("version == @PAPER").set_index("quantity").value[quantity])
+    return float(table("headline").query("version == '2506.14440'").set_index("quantity").value[quantity])
 
 
 def ablation_runs(earlier: bool = False) -> pd.DataFrame:

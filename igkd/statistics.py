@@ -167,11 +167,6 @@ def luck(n: int, rng: np.random.Generator, num_arms: int = 4, sd: float = 1, cor
     )
 
 
-def best_of_n(n: int, sd: float = 1.0) -> float:
-    """By how much the best of n normal runs exceeds their mean, on average."""
-    return sd * float(stats.order_statistic(stats.Normal(), r=n, n=n).mean())
-
-
 def probability_of_improvement(a, b, *, paired: bool = True) -> tuple[float, float, float]:
     """How often a run of the first arm beats one of the second, ties half, with its 95 % interval.
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from igkd.claims import renewed
 from igkd.errors import MissingImages
-from igkd.report import renewed
 from igkd.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +21,7 @@ COMMANDS = [line for line in re.sub(r" *#.*", "", SHELL).splitlines() if line]
 
 def test_the_claims_are_those_of_the_records():
     try:
-        assert renewed(TEXT, Study("paper", device="cpu", log=lambda line: None)) == TEXT, "run: python -m igkd readme"
+        assert renewed(TEXT, Study("paper", device="cpu", log=lambda line: None)) == TEXT, "publish the paper profile"
     except MissingImages:  # nothing is recorded yet
         assert not list((ROOT / "records").glob("*/*.json"))
 

@@ -151,14 +151,6 @@ def test_luck_has_the_known_error_rates():
 
 
 @checked
-@given(some.integers(1, 60), some.floats(0, 1) | NAN)
-def test_best_of_n_is_the_mean_of_the_largest_by_integration(n, sd):
-    x = np.linspace(-9, 9, 4001)
-    expected = np.trapezoid(x * n * stats.norm.pdf(x) * stats.norm.cdf(x) ** (n - 1), x)
-    assert st.best_of_n(n, sd) == pytest.approx(sd * expected, abs=1e-6, nan_ok=True)
-
-
-@checked
 @given(RUNS, RUNS)
 @example([0.3, 0.4, 0.5, 0.2], [0.2, 0.3, 0.6, 0.1])
 def test_improvement_is_mann_whitney_and_the_area_under_the_roc_curve_and_in_pairs_the_sign_test(a, b):
