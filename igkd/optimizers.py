@@ -6,8 +6,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from igkd.runs import Recipe
 
-#: Of Muon, by which each step takes this times the learning rate off a weight (the trials are in docs/log.md).
-MUON_WEIGHT_DECAY = 0.03
+#: Of Muon: the peak of its learning rate, and the part of it that each step takes off a weight (trials: docs/log.md).
+MUON_LR, MUON_WEIGHT_DECAY = 0.05, 0.03
 WARM_UP = 0.2  # share of the steps
 
 
@@ -49,7 +49,7 @@ def make_optimizers(model: nn.Module, recipe: Recipe, num_steps: int) -> list[tu
     else:
         optimizers = [torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=True)]
     if pointwise:
-        optimizers.append(PointwiseMuon(pointwise, lr=recipe.lr, weight_decay=MUON_WEIGHT_DECAY))
+        optimizers.append(PointwiseMuon(pointwise, lr=MUON_LR, weight_decay=MUON_WEIGHT_DECAY))
 
     def one_cycle(step: int) -> float:
         return min((step + 1) / (WARM_UP * num_steps), (num_steps - step) / ((1 - WARM_UP) * num_steps), 1.0)

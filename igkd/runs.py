@@ -203,7 +203,7 @@ class Recipe:
     optimizer : {"adam", "sgd", "muon"}
         SGD is with Nesterov momentum 0.9. With Muon (see `igkd.optimizers`) it fits only what Muon does not.
     lr : float
-        Constant, or the peak of the one-cycle schedule.
+        Of Adam and SGD: constant, or the peak of the one-cycle schedule.
     one_cycle : bool
         Linear warm-up over the first fifth of the steps, then linear decay to 0 (Smith & Topin 2018).
     weight_decay : float

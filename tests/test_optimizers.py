@@ -6,7 +6,7 @@ from torch import nn
 
 from igkd.device import Compute
 from igkd.models import MobileNetV2
-from igkd.optimizers import MUON_WEIGHT_DECAY, PointwiseMuon, make_optimizers
+from igkd.optimizers import MUON_LR, MUON_WEIGHT_DECAY, PointwiseMuon, make_optimizers
 from igkd.runs import Recipe
 
 SETTINGS = {"lr": 0.05, "weight_decay": 0.1}
@@ -62,7 +62,7 @@ def test_weight_decay_leaves_batch_norm_and_biases_alone():
     for name, parameter in model.named_parameters():
         factor = 1.0
         if parameter.dim() > 1:  # Nesterov's first step is 1 + 0.9 times the gradient, here of the penalty
-            factor -= 0.1 * (MUON_WEIGHT_DECAY if name == "features.1.conv.1.weight" else 1.9 * 0.5)
+            factor -= MUON_LR * MUON_WEIGHT_DECAY if name == "features.1.conv.1.weight" else 0.1 * 1.9 * 0.5
         torch.testing.assert_close(parameter.detach(), factor * before[name])
 
 
@@ -71,10 +71,11 @@ def test_one_cycle_rises_over_a_fifth_of_the_steps_and_falls_to_nothing(name):
     cycle = [0.1, 0.2, *(0.2 * left / 8 for left in range(8, -1, -1))]
     for one_cycle, expected in ((True, cycle), (False, [0.2] * 11)):
         recipe = Recipe(1, optimizer=name, lr=0.2, one_cycle=one_cycle)
-        for optimizer, schedule in make_optimizers(with_gradients_of_0(), recipe, 10):
+        peaks = [0.2, MUON_LR]
+        for (optimizer, schedule), peak in zip(make_optimizers(with_gradients_of_0(), recipe, 10), peaks):
             for rate in expected:
                 assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
-                    [rate] * len(optimizer.param_groups)
+                    [rate * peak / 0.2] * len(optimizer.param_groups)
                 )
                 optimizer.step()
                 schedule.step()
