@@ -59,8 +59,9 @@ class Compute:
 
 
 def machine_name(described: dict) -> str:
-    """In words what `Compute.describe` gave: processor and threads."""
-    return f"{described['name']}, {described['threads']} thread{'s' * (described['threads'] != 1)}"
+    """In words what `Compute.describe` gave: processor, threads, precision."""
+    threads = f"{described['threads']} thread{'s' * (described['threads'] != 1)}"
+    return f"{described['name']}, {threads}" + ", bfloat16" * described.get("bfloat16", False)
 
 
 def pick_compute(device: str = "auto") -> Compute:

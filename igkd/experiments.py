@@ -203,13 +203,6 @@ class Plan:
         return Run(self.data, subset, network, method, recipe or profile.recipe, signals, seed, split)
 
 
-def profile(name: str) -> Profile:
-    """The profile of this name."""
-    if name not in PROFILES:
-        raise InputError(f"no profile {name!r}; choose one of: {', '.join(PROFILES)}")
-    return PROFILES[name]
-
-
 def teacher_run(data: str, recipe: Recipe, seed: int = 0) -> Run:
     """Training of a teacher on all training images."""
     return Run(data, Subset(), Architecture(normalize=True), Method(), recipe, None, seed)

@@ -22,7 +22,7 @@ from joblib import Parallel, cpu_count, delayed
 from igkd.costs import Measurements
 from igkd.device import Compute, machine_name, pick_compute
 from igkd.errors import InputError, MissingImages, TrainingError, first_line
-from igkd.experiments import NOTEBOOKS, ORDER, Plan, Planned, Profile, profile, teacher_run
+from igkd.experiments import NOTEBOOKS, ORDER, PROFILES, Plan, Planned, Profile, teacher_run
 from igkd.images import CIFAR10_CLASSES, ImageSet, RecordedImages, load_images
 from igkd.models import (
     MobileNetV2,
@@ -87,7 +87,9 @@ class Study:
     ):
         root = REPOSITORY if root is None else Path(root)
         self.root = root
-        self.profile: Profile = profile(profile_name)
+        if profile_name not in PROFILES:
+            raise InputError(f"no profile {profile_name!r}; choose one of: {', '.join(PROFILES)}")
+        self.profile: Profile = PROFILES[profile_name]
         self.data = data or None
         self.log = log
         # The demo is trained live by every reader, so its records are build products; the others are the study.
@@ -109,8 +111,8 @@ class Study:
             return self._recorded_images(missing)
         if self.profile.dataset == "cifar10" and self.profile.teacher is None and images.class_names != CIFAR10_CLASSES:
             raise InputError(
-                f"the teacher of the {self.profile.name} profile knows the classes of CIFAR-10, in their order, not "
-                f"{', '.join(images.class_names)}; for images of your own there is --profile paper"
+                f"the teacher of the {self.profile.name} profile knows CIFAR-10's classes, in their order; for images of "
+                "your own there is --profile paper"
             )
         return images if self.profile.take is None else images.take(*self.profile.take)
 
@@ -121,19 +123,19 @@ class Study:
 
     def _recorded_images(self, missing: MissingImages) -> RecordedImages:
         """CIFAR-10 as most of this profile's records saw it; of other images they do not hold the classes' names."""
-        of_profile = [
+        recipes = self.profile.recipe, self.profile.teacher
+        whole = [
             record
             for record in self.store.records()
-            if record.run.recipe == self.profile.recipe and record.provenance["data"] == "cifar10"
+            if record.run.recipe in recipes and (record.run.subset, record.run.split) == (Subset(), "test")
         ]
-        if of_profile:
-            fingerprint = pd.Series([record.run.data for record in of_profile]).mode()[0]
-            for record in of_profile:
-                run, outcome = record.run, record.outcome
-                if (run.data, run.subset, run.split) == (fingerprint, Subset(), "test"):
-                    counts = outcome["n_train"], outcome["n_test"]
-                    return RecordedImages("cifar10", CIFAR10_CLASSES, (32, 32), *counts, fingerprint, missing)
-        raise missing
+        whole = [record for record in whole if record.provenance["data"] == "cifar10"]
+        if not whole:
+            raise missing
+        fingerprint = pd.Series([record.run.data for record in whole]).mode()[0]
+        outcome = next(record.outcome for record in whole if record.run.data == fingerprint)
+        counts = outcome["n_train"], outcome["n_test"]
+        return RecordedImages("cifar10", CIFAR10_CLASSES, (32, 32), *counts, fingerprint, missing)
 
     @property
     def fingerprint(self) -> str:
@@ -232,10 +234,8 @@ class Study:
         n = self.images.n_test
         largest = np.bincount(self.images.test_labels).max() / n
         if accuracy < largest + 2 * (largest * (1 - largest) / n) ** 0.5:
-            raise InputError(
-                f"the teacher has {accuracy:.1%} on {n} test images, of which {largest:.1%} are of one class: students "
-                "would learn nothing from it; give more images"
-            )
+            told = f"the teacher has {accuracy:.1%} on {n} test images, of which {largest:.1%} are of one class"
+            raise InputError(f"{told}: students would learn nothing from it; give more images")
 
     def teacher_logits(self) -> torch.Tensor:
         """The teacher's logits (N, num_classes) of the test images; without the images those in the repository."""
@@ -363,16 +363,21 @@ class Study:
         return self.table(planned)
 
     def _trained(self, missing: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
-        """As `TrainAll`, with the teacher before all others, which fail with it."""
-        teachers = [item for item in missing if item.run.key == self.plan.teacher_key]
-        rest = [item for item in missing if item.run.key != self.plan.teacher_key]
-        for item, result in self.train_all(teachers, on_time):
+        """As `TrainAll`, with the teachers before all others; students of a teacher that failed fail with it."""
+        keys, untaught = {item.run.signals.teacher for item in missing if item.run.signals}, set()
+        for item, result in self.train_all([item for item in missing if item.run.key in keys], on_time):
             yield item, result
             if isinstance(result, str):
-                yield from ((each, "its teacher could not be trained") for each in rest)
-                return
-        if any(item.run.signals for item in rest) and on_time():
-            self.teacher()  # one that knows nothing stops the study here
+                untaught.add(item.run.key)
+        for key in keys - untaught:
+            if on_time():
+                self.teacher(key)  # one that knows nothing stops the study here
+        rest = []
+        for item in missing:
+            if item.run.signals and item.run.signals.teacher in untaught:
+                yield item, "its teacher could not be trained"
+            elif item.run.key not in keys:
+                rest.append(item)
         yield from self.train_all(rest, on_time)
 
     def _train_here(self, items: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
@@ -482,9 +487,7 @@ class Study:
         for item in planned:
             record = self.store.find(item.run.key)
             for epoch in record.outcome["history"] if record else ():
-                norms = {f"gradient_norms.{name}": norm for name, norm in epoch.get("gradient_norms", {}).items()}
-                means = {name: value for name, value in epoch.items() if name != "gradient_norms"}
-                rows.append(item.labels | {"key": record.key} | means | norms)
+                rows.append(item.labels | {"key": record.key} | epoch)
         return pd.DataFrame(rows)
 
     def evidence(self, records: Iterable[Record | str]) -> pd.DataFrame:
@@ -497,13 +500,12 @@ class Study:
         rows = []
         for record in records:
             record = self.store.find(record) if isinstance(record, str) else record
-            machine = record.provenance["machine"]
             rows.append(
                 {
                     "data": f"{record.provenance['data']} ({record.run.data})",
                     "training images": record.outcome["n_train"],
                     "evaluated on": f"{record.outcome['n_test']:,} {record.run.split} images",
-                    "machine": machine_name(machine) + ", bfloat16" * machine["bfloat16"],
+                    "machine": machine_name(record.provenance["machine"]),
                     "torch": record.provenance["versions"]["torch"],
                     "seconds": record.provenance["seconds"],
                 }

@@ -170,8 +170,7 @@ def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
         means = {name: float(total) / num_batches for name, total in sums.items()}
         if not math.isfinite(means["loss"]):
             raise TrainingError(f"the loss is {means['loss']} in epoch {epoch + 1}; lower lr, alpha or gamma")
-        if norms:
-            means["gradient_norms"] = {name: float(norm) for name, norm in norms.items()}
+        means |= {f"gradient_norms.{name}": float(norm) for name, norm in norms.items()}
         elapsed = time.monotonic() - started
         seconds += elapsed
         history.append({"epoch": epoch + 1} | means)

@@ -47,9 +47,9 @@ def add_machine(cluster, name):
 
 
 def study_in(folder):
-    """A demo on few digits, with a teacher that is not yet trained."""
+    """A demo on few digits, with a teacher that is not yet trained and then knows some of them."""
     study = Study("demo", device="cpu", root=folder, log=lambda line: None, jobs=1)
-    study.profile = replace(study.profile, take=(64, 40), teacher=Recipe(1, 16, one_cycle=False), n_steps=2)
+    study.profile = replace(study.profile, take=(64, 40), teacher=Recipe(16, 16, padding=1), n_steps=2)
     return study
 
 

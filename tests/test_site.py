@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import bs4
 import pytest
 
-bs4 = pytest.importorskip("bs4")
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -115,7 +115,7 @@ def test_the_table_has_what_the_records_have_and_a_second_time_nothing_is_traine
     assert table.accuracy[1] == kept.outcome["accuracy"] and table.seconds[1] == kept.provenance["seconds"]
     right = study.predictions(items) == IMAGES.test_labels
     np.testing.assert_allclose(right.mean(1), table.accuracy)
-    with pytest.raises(InputError, match="no predictions of arms: Student, seed 2"):
+    with pytest.raises(InputError, match="arms: Student, seed 2"):
         study.predictions(planned(0, 2))
     said = len(study.lines)
     assert study.ensure(planned(0, 1, 2), budget=0).equals(table)
