@@ -42,6 +42,7 @@ notebooks/*
 :caption: The study
 
 ledger <figures/ledger>
+weights/README
 docs/findings
 docs/log
 docs/performance
