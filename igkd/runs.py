@@ -259,8 +259,8 @@ class Recipe:
 #: What each ingredient gained in trials on held-out images, one seed each (docs/log.md).
 RECIPES = {
     "paper": Recipe(num_epochs=100, optimizer="adam", lr=1e-3, one_cycle=False, weight_decay=0.0),
-    # Muon: +2.3 points over SGD in 8 epochs, for 4 % more seconds. In 4 epochs lr 0.15: +0.7 over 0.05; padding 2: +1.9
-    # over 4. 20 of 32 pixels at first: 0.4 of the seconds of a step, as accurate as 24.
+    # Muon: +2.3 points over SGD in 8 epochs, for 4 % more seconds. In 4 epochs padding 2: +1.9 over 4; lr 0.15: +0.7
+    # over 0.05 with padding 4, +0.1 with 2. 20 of 32 pixels at first: 0.4 of the seconds of a step, as accurate as 24.
     "fast": Recipe(num_epochs=10, optimizer="muon", lr=0.15, padding=2, first_scale=0.625, first_share=0.75),
     "teacher": Recipe(num_epochs=36, optimizer="muon", first_scale=0.75, first_share=0.6, cutout=8),
     "laptop": Recipe(num_epochs=16, batch_size=32, optimizer="muon", first_scale=0.75, first_share=0.6),
