@@ -328,12 +328,11 @@ def tuned(plan: Plan) -> list[Planned]:
 
 def paper_recipe(plan: Plan) -> list[Planned]:
     """The plain student and the paper's method with the paper's 100 epochs of Adam."""
-    recipe = replace(RECIPES["paper"], padding=plan.profile.recipe.padding)  # crops depend on the images
     return [
         Planned(
             "paper_recipe",
             {"arm": name, "seed": seed},
-            plan.student(ARMS[name], seed, recipe=recipe, blocks_removed=plan.profile.recipe_cut),
+            plan.student(ARMS[name], seed, recipe=RECIPES["paper"], blocks_removed=plan.profile.recipe_cut),
         )
         for seed in range(plan.profile.num_recipe_seeds)
         for name in ("Student", "KD+IG")
