@@ -320,14 +320,14 @@ def publish(study, notebooks: list[Path], build: Path) -> int:
     if study.profile.name == "demo":  # whose networks every reader trains
         return 0
     networks = {f"{study.profile.name}-{item.labels['arm']}.safetensors": item for item in shown(study.plan)}
-    networks |= dict.fromkeys([SHIPPED_TEACHER] * len(study.teacher_runs()), study.planned_teacher())
+    if study.teacher_runs():
+        networks[SHIPPED_TEACHER] = study.planned_teacher()
+        np.save(study.store.shipped / SHIPPED_LOGITS, study.teacher_logits().half().numpy())
+        readme = ROOT / "README.md"
+        readme.write_text(renewed(readme.read_text(), study))
     for name, item in networks.items():
         if (weights := study.store.weights_path(item.run.key)).exists():
             shutil.copy(weights, study.store.shipped / name)
-    if study.teacher_runs():
-        readme = ROOT / "README.md"
-        readme.write_text(renewed(readme.read_text(), study))
-        np.save(study.store.shipped / SHIPPED_LOGITS, study.teacher_logits().half().numpy())
     return 0
 
 

@@ -74,9 +74,9 @@ def _train_all(study: Study, items: list[Planned], on_time) -> Iterator[tuple[Pl
     if not items:
         return
     device = study.compute.device
-    kind = "GPU" if device == "cuda" else "CPU"
-    if not ray.cluster_resources().get(kind):
-        raise InputError(f"the cluster has no {kind} to train on; add a machine")
+    resource = "GPU" if device == "cuda" else "CPU"
+    if not ray.cluster_resources().get(resource):
+        raise InputError(f"the cluster has no {resource} to train on; add a machine")
     failed = study.prepare_signals(items, on_time)
     task, images, signals, queued = ray.remote(_train), ray.put(study.images), {}, {}
     yield from ((item, failed[needed(item.run)]) for item in items if needed(item.run) in failed)

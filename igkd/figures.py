@@ -104,7 +104,8 @@ def answer(gains: pd.DataFrame, line: float) -> Figure:
     axis.axvline(100 * line, color="0.45", linestyle=":")
     axis.set(yticks=range(len(gains)), yticklabels=gains.index, ylim=(len(gains) - 0.4, -0.8))
     axis.set(xlabel="KD+IG minus Student (percentage points)")
-    axis.set_title(f"Published gain {100 * line:+.2f}, here {100 * gains.difference.iloc[-1]:+.2f} points", loc="left")
+    last = f"{gains.index[-1]} {100 * gains.difference.iloc[-1]:+.2f}"
+    axis.set_title(f"Published {100 * line:+.2f} points; {last}", loc="left")
     return figure
 
 
