@@ -54,7 +54,7 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     """
     if not 0 < temperature < np.inf:
         raise InputError(f"temperature is {temperature}; give a finite number above 0")
-    _same_shape(student_logits, teacher_logits, "logits")
+    _check_rows(student_logits, teacher_logits, "logits")
     least = torch.float64 if temperature > 20 else torch.float32
     log_p, log_q = (
         F.log_softmax(logits.to(torch.promote_types(logits.dtype, least)) / temperature, dim=1)
@@ -128,7 +128,7 @@ def attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     ----------
     Zagoruyko, Komodakis, "Paying more attention to attention", ICLR 2017, arXiv 1612.03928, equation 2.
     """
-    _same_shape(student_map, teacher_map, "attention maps")
+    _check_rows(student_map, teacher_map, "attention maps")
     return F.mse_loss(_at_least_float32(student_map), _at_least_float32(teacher_map))
 
 
@@ -203,12 +203,12 @@ def fitted_loss(gap: float, alpha: float, temperature: float, *, permuted: bool,
     }
 
 
-def _same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
+def _check_rows(student: Tensor, teacher: Tensor, what: str) -> None:
     # PyTorch would repeat a single row or column for all others, and the loss would be of something else.
-    if student.shape != teacher.shape:
+    if student.shape != teacher.shape or student.dim() != 2:
         raise InputError(
             f"the student's {what} are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; "
-            "give those of the same images, of the same size"
+            "give both as rows of the same images, of the same length"
         )
 
 

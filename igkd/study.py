@@ -211,20 +211,13 @@ class Study:
         """The teacher of this key, by default the profile's own, which is trained first if need be."""
         key = key or self.plan.teacher_key
         if key not in self._teachers:
-            if key == self.plan.teacher_key and self.profile.teacher is not None:
-                self.ensure(self.teacher_runs())
-            path = self.store.find_weights(key)
-            if path is None:
-                record = self.store.find(key)
-                raise InputError(
-                    f"the weights of the teacher {key} are not here, only its record; train it again with --force"
-                    if record
-                    else f"there is no teacher {key}; run the teacher's notebook first"
-                )
-            model, metadata = load_weights(path, self.images.num_classes), weights_metadata(path)
-            if "accuracy" not in metadata:
-                raise InputError(f"{path} does not say how accurate it is; get it again, or train it again")
-            self._teachers[key] = Teacher(model, float(metadata["accuracy"]))
+            record = self.teacher_record() if key == self.plan.teacher_key else self.store.find(key)
+            if record is None:
+                raise InputError(f"there is no teacher {key}; run the teacher's notebook first")
+            model, outcome = self.student(record.run, patience=np.inf), record.outcome
+            if model is None:
+                raise InputError(f"the weights of the teacher {key} are not here; get weights/ from the repository")
+            self._teachers[key] = Teacher(model, min(outcome["accuracy"], outcome["train_accuracy"]))
             if self.has_images:
                 self._check_teacher(self._teachers[key].accuracy)
         return self._teachers[key]
@@ -290,27 +283,44 @@ class Study:
     def _given(self, run: Run) -> tuple:
         return self.images, self.store, self.compute, self.signals(run), self.teacher_digest(run)
 
-    def student(self, run: Run) -> MobileNetV2 | None:
+    def student(self, run: Run, patience: float = PATIENCE) -> MobileNetV2 | None:
         """The trained network of a run.
 
-        Records are kept and shared, weights only where they were made; where they are missing, a small training is
-        repeated, which on another machine gives other digits than the record.
+        Records are kept and shared, weights only where they were made; where those are missing or damaged, the training
+        is repeated, which on another machine gives other digits than the record.
+
+        Parameters
+        ----------
+        run : Run
+        patience : float
+            Seconds that training it again may take, going by its record.
 
         Returns
         -------
         MobileNetV2 or None
-            None if its weights are not here and training it again would take many minutes, or needs the images.
+            None if its weights are not here and training it again would take longer, or needs the images.
+
+        Raises
+        ------
+        InputError
+            If weights that came with the repository are damaged.
         """
-        path = self.store.find_weights(run.key)
-        if path is None:
-            record = self.store.find(run.key)
-            takes_long = self.compute.device == "cpu" and record and record.provenance["seconds"] > PATIENCE
-            if not self.has_images or takes_long:
-                return None
-            self.log(f"the weights of run {run.key} are not here; it is trained again")
-            self.train(run)
-            path = self.store.weights_path(run.key)
-        return load_weights(path, self.images.num_classes)
+        path, made_here = self.store.find_weights(run.key), self.store.weights_path(run.key)
+        why = "not here"
+        if path is not None:
+            try:
+                return load_weights(path, self.images.num_classes)
+            except InputError:
+                if path != made_here:
+                    raise
+                why = "damaged"
+        record = self.store.find(run.key)
+        takes_long = self.compute.device == "cpu" and record and record.provenance["seconds"] > patience
+        if not self.has_images or takes_long or run.data != self.fingerprint:
+            return None
+        self.log(f"the weights of run {run.key} are {why}; it is trained again")
+        self.train(run)
+        return load_weights(made_here, self.images.num_classes)
 
     def ensure(self, planned: list[Planned], budget: float | None = None) -> pd.DataFrame:
         """Records of the planned runs, trained here where missing.

@@ -207,7 +207,7 @@ def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
         "code": code_version(),
     }
     path = store.weights_path(run.key)
-    _write(path, pack_weights(model, run=run.key, accuracy=str(min(outcome["accuracy"], outcome["train_accuracy"]))))
+    _write(path, pack_weights(model, run=run.key))
     return Record(run, outcome, provenance)
 
 
