@@ -71,7 +71,6 @@ def seconds(text: str) -> float:
 def main() -> int:
     """Do what the command line asks for."""
     options = arguments()
-    sys.stdout.reconfigure(line_buffering=True)  # a log in a file is up to date
     notebooks = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     numbers = [path.name[:2] for path in notebooks]
     only = [text.partition("_")[0].zfill(2) for text in options.only or numbers]

@@ -55,8 +55,11 @@ def exit_code(program: str, work: Callable[[], int]) -> int:
     int
         That of `work`; 1 if something failed, 2 for input or an environment that cannot be used, 130 for Ctrl-C.
     """
-    if sys.stdout is None:  # the caller closed it
-        sys.stdout = open(os.devnull, "w")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller closed it
+            setattr(sys, name, open(os.devnull, "w"))
+        # A log in a file is up to date, and a console may not have every character.
+        getattr(sys, name).reconfigure(line_buffering=True, errors="replace")
     try:
         try:
             code = work()

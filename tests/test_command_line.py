@@ -146,3 +146,13 @@ def test_a_reader_that_has_gone_is_no_error(trained, program):
     )
     process.stdout.close()  # as head does
     assert (process.stderr.read(), process.wait()) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    "shell", ["{} >&-", "{} 2>&-", "PYTHONIOENCODING=ascii {}"], ids=["no stdout", "no stderr", "ascii"]
+)
+def test_any_console_will_do(shell):
+    said = "import sys; from igkd.errors import exit_code; sys.exit(exit_code('p', lambda: print('–') or 0))"
+    command = shell.format(f'"{sys.executable}" -c "{said}"')
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=REPOSITORY)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -26,7 +26,14 @@ KD_IG = Method(alpha=0.5, temperature=2.0, overlay_prob=0.5)
 
 
 def record(run, accuracy=0.9, seconds=30.0, data="small"):
-    outcome = {"accuracy": accuracy, "train_accuracy": accuracy, "n_test": 12, "n_train": 40, "weights": "0123", "history": []}
+    outcome = {
+        "accuracy": accuracy,
+        "train_accuracy": accuracy,
+        "n_test": 12,
+        "n_train": 40,
+        "weights": "0123",
+        "history": [],
+    }
     machine = {"name": "a processor", "threads": 1, "bfloat16": False}
     return Record(run, outcome, {"data": data, "seconds": seconds, "machine": machine, "versions": {"torch": "2"}})
 
@@ -134,7 +141,11 @@ def test_what_another_program_trains_meanwhile_is_not_trained_again(study):
 def test_a_student_is_the_network_that_its_record_describes(study):
     study.ensure(planned(0))
     kept, weights = study.store.find(RUN.key), study.store.weights_path(RUN.key)
-    for spoil in (lambda: None, weights.unlink, lambda: weights.write_bytes(b"not weights")):  # the latter two: trained again
+    for spoil in (
+        lambda: None,
+        weights.unlink,
+        lambda: weights.write_bytes(b"not weights"),
+    ):  # the latter two: trained again
         spoil()
         network = study.student(RUN)
         assert state_digest(network) == kept.outcome["weights"]
