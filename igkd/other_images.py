@@ -29,7 +29,7 @@ from igkd.images import CIFAR10_CLASSES, check_arrays, class_folders, fingerprin
 from igkd.models import MobileNetV2, state_digest
 from igkd.records import write_atomically
 from igkd.study import Study
-from igkd.training import predict
+from igkd.training import confusion, measures, predict
 
 #: The environment variable that says where the ImageNet images are.
 VARIABLE = "IGKD_IMAGENET"
@@ -206,34 +206,6 @@ class Evaluation:
     machine: str
 
 
-def measures(confusion) -> dict:
-    """Accuracy measures of a confusion matrix.
-
-    Parameters
-    ----------
-    confusion : (K, K) array_like of int
-        Counts; rows are true classes, columns answers.
-
-    Returns
-    -------
-    dict
-        ``accuracy``, ``balanced_accuracy`` (mean recall of the classes that occur), ``kappa`` (Cohen 1960),
-        ``per_class_accuracy`` (recall; NaN for a class that does not occur), as fractions; ``n_test``.
-    """
-    counts = np.asarray(confusion, dtype=float)
-    total, of_class = counts.sum(), counts.sum(1)
-    with np.errstate(invalid="ignore"):  # where nothing is counted, 0 / 0 is NaN
-        accuracy, recall = counts.trace() / total, counts.diagonal() / of_class
-        by_chance = of_class @ counts.sum(0) / total**2
-        return {
-            "accuracy": float(accuracy),
-            "balanced_accuracy": float(pd.Series(recall).mean()),  # without the NaN
-            "kappa": float((accuracy - by_chance) / (1 - by_chance)),
-            "per_class_accuracy": recall,
-            "n_test": int(total),
-        }
-
-
 def corrupted(images: np.ndarray, kind: str, level: float) -> np.ndarray:
     """Images after one corruption, the same each time.
 
@@ -352,10 +324,10 @@ def kept(study: Study, planned: list[Planned], name: str, fingerprint: str | Non
     rows = []
     for item in [each for each in planned if each.run.key in by_key]:
         found = by_key[item.run.key]
-        for condition, confusion in found.confusions.items():
-            of = {"key": found.run, "condition": condition, "confusion": np.array(confusion)}
+        for condition, counts in found.confusions.items():
+            of = {"key": found.run, "condition": condition, "confusion": np.array(counts)}
             of |= {"images": found.images, "fingerprint": fingerprint}
-            rows.append(item.labels | of | measures(confusion))
+            rows.append(item.labels | of | measures(counts))
     return pd.DataFrame(rows)
 
 
@@ -372,9 +344,7 @@ def _evaluate(study: Study, planned, name: str, fingerprint: str, images: str, t
             continue
         made, n = made or list(shown()), study.images.num_classes
         confusions = {
-            condition: np.bincount(n * labels + _answers(model, pictures, study), minlength=n * n)
-            .reshape(n, n)
-            .tolist()
+            condition: confusion(labels, _answers(model, pictures, study), n).tolist()
             for condition, pictures, labels in made
         }
         machine = study.compute.describe()["name"]

@@ -16,8 +16,8 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
-from sklearn.metrics import cohen_kappa_score, recall_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -188,7 +188,7 @@ def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
         held_out = validation_indices(images.train_labels, run.subset)
         scored = images.train_images[held_out], images.train_labels[held_out]
     logits = predict(model, scored[0], compute)
-    outcome = measures(logits, scored[1])
+    outcome = _outcome(logits, scored[1])
     if not math.isfinite(outcome["loss"]):  # the last step can break the weights after its own loss was fine
         raise TrainingError(f"the loss is {outcome['loss']} after training; lower lr, alpha or gamma")
     outcome |= {
@@ -242,24 +242,46 @@ def evaluate(model: MobileNetV2, images: np.ndarray, labels: np.ndarray, compute
         ``per_class_accuracy`` (recall; None for a class that does not occur), as fractions; ``loss`` (mean
         cross-entropy, nats); ``n_test``.
     """
-    return measures(predict(model, images, compute), labels)
+    return _outcome(predict(model, images, compute), labels)
 
 
-def measures(logits: Tensor, labels: np.ndarray) -> dict:
-    """As `evaluate`, of logits (N, num_classes)."""
-    target = torch.from_numpy(np.asarray(labels, dtype=np.int64))
-    predicted = logits.argmax(1).numpy()
-    classes = np.arange(logits.shape[1])
-    present = np.isin(classes, labels)
-    recall = recall_score(labels, predicted, labels=classes, average=None, zero_division=0)
-    return {
-        "accuracy": float((predicted == labels).mean()),
-        "balanced_accuracy": float(recall[present].mean()),
-        "kappa": float(cohen_kappa_score(labels, predicted, labels=classes)),
-        "per_class_accuracy": [float(value) if there else None for value, there in zip(recall, present)],
-        "loss": float(F.cross_entropy(logits, target)),
-        "n_test": len(labels),
-    }
+def _outcome(logits: Tensor, labels: np.ndarray) -> dict:
+    found = measures(confusion(labels, logits.argmax(1).numpy(), logits.shape[1]))
+    recall = [None if np.isnan(value) else value for value in found["per_class_accuracy"].tolist()]  # JSON has no NaN
+    return found | {"per_class_accuracy": recall, "loss": float(F.cross_entropy(logits, torch.from_numpy(labels)))}
+
+
+def confusion(labels: np.ndarray, answers: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts (num_classes, num_classes): a row for each true class, a column for each answer."""
+    return np.bincount(num_classes * labels + answers, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def measures(counts) -> dict:
+    """Accuracy measures of a confusion matrix.
+
+    Parameters
+    ----------
+    counts : (K, K) array_like of int
+        From `confusion`.
+
+    Returns
+    -------
+    dict
+        ``accuracy``, ``balanced_accuracy`` (mean recall of the classes that occur), ``kappa`` (Cohen 1960),
+        ``per_class_accuracy`` (recall; NaN for a class that does not occur), as fractions; ``n_test``.
+    """
+    counts = np.asarray(counts, dtype=float)
+    total, of_class = counts.sum(), counts.sum(1)
+    with np.errstate(invalid="ignore"):  # where nothing is counted, 0 / 0 is NaN
+        accuracy, recall = counts.trace() / total, counts.diagonal() / of_class
+        by_chance = of_class @ counts.sum(0) / total**2
+        return {
+            "accuracy": float(accuracy),
+            "balanced_accuracy": float(pd.Series(recall).mean()),  # without the NaN
+            "kappa": float((accuracy - by_chance) / (1 - by_chance)),
+            "per_class_accuracy": recall,
+            "n_test": int(total),
+        }
 
 
 def _gradient_norm(term: Tensor, model: nn.Module) -> Tensor:
