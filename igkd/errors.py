@@ -17,6 +17,10 @@ class InputError(ValueError):
     Command lines print the message alone and exit with code 2.
     """
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class MissingImages(InputError):
     """No images were named, and none lie where they are looked for."""

@@ -21,13 +21,14 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
 
+from igkd import REPOSITORY
 from igkd.errors import InputError, MissingImages, first_line
 from igkd.runs import Subset
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 #: Channel means and standard deviations of CIFAR-10's training pixels, as published.
 CIFAR10_MEAN_STD = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
-#: Where the official files are looked for and downloaded to, relative to the current directory.
+#: Where the official files are looked for, here and in the repository, and downloaded to.
 OFFICIAL_FOLDER = Path("data/cifar10")
 #: Value of ``data`` that asks for the official files.
 DOWNLOAD = "download"
@@ -41,7 +42,7 @@ _WAYS = (
     f"(1) download the official files with `--data {DOWNLOAD}` (170 MB into {OFFICIAL_FOLDER.as_posix()}), "
     "(2) give the folder that contains cifar-10-batches-py, or an image folder train/<class>/* with test/<class>/*, "
     f"or (3) give an .npz file with {', '.join(_ARRAYS)}, class_names; "
-    "for (2) and (3) use --data PATH or the environment variable IGKD_DATA"
+    "for (2) and (3) use --data PATH or the environment variable IGKD_DATA; in a notebook set `data` in its first cell"
 )
 
 
@@ -239,15 +240,15 @@ def load_images(
         ``digits``: scikit-learn's 8x8 grey digits, enlarged to 16x16, 1,347 for training and 450 for testing.
         ``cifar10``: CIFAR-10, or the reader's own images instead of it.
     data : str or Path, optional
-        Where ``cifar10`` is; the environment variable IGKD_DATA if not given, else ``data/cifar10`` under the
-        current directory. One of
+        Where ``cifar10`` is; the environment variable IGKD_DATA if not given, else ``data/cifar10``. A relative path is
+        looked for in the current directory, then in the repository. One of
 
         - a folder that contains ``cifar-10-batches-py``, the official files as torchvision lays them out;
         - an image folder, ``train/<class>/*`` and ``test/<class>/*``, read like `torchvision.datasets.ImageFolder`:
           all images of one size;
         - an ``.npz`` file with ``train_images``, ``test_images`` (N, H, W, 3) uint8, ``train_labels``,
           ``test_labels`` (N,) integers, and ``class_names`` (strings);
-        - the word ``download``: the official files, downloaded to ``data/cifar10`` if they are not there.
+        - the word ``download``: the official files, downloaded to the repository's ``data/cifar10`` if they are not there.
     test_alone : bool, default False
         Test images are enough; then the set may have no training images, and classes without a test image.
     log : callable
@@ -274,6 +275,8 @@ def load_images(
     given = data or os.environ.get("IGKD_DATA")
     # Not Path.expanduser, which fails for a user that is not known; this leaves the name, and nothing is there.
     path = OFFICIAL_FOLDER if given in (None, "", DOWNLOAD) else Path(os.path.expanduser(given))
+    if not path.exists() and (given == DOWNLOAD or (REPOSITORY / path).exists()):
+        path = REPOSITORY / path  # a notebook starts in its own folder
     if given == DOWNLOAD or (path / CIFAR10.base_folder).is_dir():
         arrays, classes = _official(path, given == DOWNLOAD), CIFAR10_CLASSES
     elif not given:

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from joblib import Parallel, cpu_count, delayed
 
+from igkd import REPOSITORY
 from igkd.costs import Measurements
 from igkd.device import Compute, machine_name, pick_compute
 from igkd.errors import InputError, MissingImages, TrainingError, first_line
@@ -37,7 +38,6 @@ from igkd.runs import Run, SignalSpec, Subset
 from igkd.signals import Signals, Teacher, load_maps, load_signals, needed, of_variant
 from igkd.training import predict, train
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED_TEACHER = "teacher-cifar10.safetensors"
 SHIPPED_LOGITS = "teacher-cifar10-test-logits.npy"
 #: Training images of CIFAR-10 that make a study one of the paper's size.
