@@ -1,20 +1,18 @@
 """What networks cost, against published counts; exported networks, against PyTorch and the record of their run."""
 
-from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import pandas as pd
 import pytest
-import torch
 
 from igkd import costs
 from igkd.__main__ import main
 from igkd.errors import InputError
 from igkd.experiments import Planned
 from igkd.images import as_input
-from igkd.models import MobileNetV2, load_weights
+from igkd.models import load_weights
 from igkd.runs import Architecture
 from igkd.study import Study
 from small import RECIPE, small_run
@@ -69,13 +67,8 @@ def test_first_calls_and_steady_states_have_a_row_for_each_network():
     first = costs.first_calls({"down": (17, 15)})
     assert list(zip(first.order, first.blocks_removed)) == [("down", 17), ("down", 15)]
     steady = costs.steady_state([Architecture(17), Architecture(15)], {1: 6, 2: 7}, size=(8, 8))
-    assert list(zip(steady.batch_size, steady.blocks_removed, steady.n)) == [
-        (1, 17, 6),
-        (1, 15, 6),
-        (2, 17, 7),
-        (2, 15, 7),
-    ]
-    assert (first.milliseconds > 0).all() and (steady.low <= steady["median"]).all()
+    of = list(zip(steady.batch_size, steady.blocks_removed, steady.n))
+    assert of == [(1, 17, 6), (1, 15, 6), (2, 17, 7), (2, 15, 7)]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +84,8 @@ def test_a_run_is_exported_from_the_command_line_as_its_record_says(trained, tmp
     study, record = trained
     monkeypatch.setattr("igkd.study.REPOSITORY", study.root)
     assert main(["export", "--run", record.key, "--onnx", str(tmp_path / "x.onnx")]) == 0
-    assert f"{record.outcome['accuracy']:.2%} by PyTorch" in capsys.readouterr().out
+    accuracy = f"{record.outcome['accuracy']:.2%}"
+    assert f"{accuracy} by ONNX Runtime; {accuracy} by PyTorch" in capsys.readouterr().out
     onnx.checker.check_model(str(tmp_path / "x.onnx"))
     assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]  # weights are inside
     model = load_weights(study.store.find_weights(record.key))
@@ -112,15 +106,3 @@ def test_runtimes_are_compared_on_the_same_images_and_eight_bits_keep_most_answe
     assert (int8.accuracy > expected - 0.1).all()
     assert torch_s["file (kB)"].isna().all() and (onnx_s["file (kB)"] > int8["file (kB)"].to_numpy()).all()
     np.testing.assert_allclose([*torch_s.ratio, *onnx_s.ratio], 1)  # to the first network in the same runtime
-
-
-@pytest.mark.parametrize("use", [costs.multiply_accumulates, costs.forward_call, costs.export_onnx])
-def test_a_network_stays_as_it_was(use, tmp_path):
-    model = MobileNetV2(4, 17).train()
-    before = deepcopy(model.state_dict())
-    images = np.zeros((2, 16, 16, 3), np.uint8)
-    others = {costs.multiply_accumulates: [(16, 16)], costs.export_onnx: [tmp_path / "x.onnx", images]}
-    made = use(model, *others.get(use, [as_input(images)]))
-    if callable(made):
-        made()
-    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

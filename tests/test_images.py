@@ -1,9 +1,7 @@
 """Image sets, their subsets, and what happens when the data is not as it should be."""
 
 import hashlib
-import io
 import pickle
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +23,12 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.delenv("IGKD_DATA", raising=False)
 
 
-@pytest.fixture(scope="module")
-def digits() -> ImageSet:
-    return load_images("digits")
-
-
 def random_arrays(names=("cat", "dog", "owl"), per_class=4, size=8) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
     labels = np.tile(np.arange(len(names), dtype=np.uint8), per_class)
-    images = generator.integers(0, 256, (2, len(labels), size, size, 3), dtype=np.uint8)
-    train, test = (
-        {f"{part}_images": pixels, f"{part}_labels": labels} for part, pixels in zip(("train", "test"), images)
-    )
-    return train | test | {"class_names": np.array(names)}
+    train, test = generator.integers(0, 256, (2, len(labels), size, size, 3), dtype=np.uint8)
+    images = {"train_images": train, "train_labels": labels, "test_images": test, "test_labels": labels}
+    return images | {"class_names": np.array(names)}
 
 
 ARRAYS = random_arrays()
@@ -57,9 +48,6 @@ def test_fingerprint_is_the_documented_hash():
     images = ImageSet("x", seven, np.array([1]), zero, np.array([0]), ("a", "b"), True)
     content = b"(1, 8, 8, 3)" + bytes([7]) * 192 + b"\1" + bytes(7) + b"(1, 8, 8, 3)" + bytes(192) + bytes(8)
     assert images.fingerprint == hashlib.sha256(content).hexdigest()[:16]
-
-
-# Subsets
 
 
 @settings(max_examples=40, deadline=None)
@@ -85,15 +73,13 @@ def test_subsets_are_stratified_disjoint_and_repeatable(counts, fraction, valida
     # the same images are held out for every seed and fraction, and others are trained on
     np.testing.assert_array_equal(held_out, validation_indices(labels, Subset(validation=validation)))
     assert len(np.setdiff1d(train, train_indices(labels, Subset(fraction, seed ^ 1, validation))))
+    for impossible in (Subset(1 / len(labels)), Subset(validation=1 / len(labels))):  # a class would have no image
+        with pytest.raises(InputError):
+            train_indices(labels, impossible)
 
 
-@pytest.mark.parametrize("values", [(0.1,), (0.999,), (1, 0, 0.1), (1, 0, 0.95)])
-def test_a_subset_that_cannot_have_every_class_is_refused(values):
-    with pytest.raises(InputError):
-        train_indices(np.arange(20) % 5, Subset(*values))
-
-
-def test_take_is_stratified_and_keeps_each_image_with_its_label(digits):
+def test_take_is_stratified_and_keeps_each_image_with_its_label():
+    digits = load_images("digits")
     small = digits.take(200, 100)
     assert (small.n_train, small.n_test) == (200, 100) and small.fingerprint != digits.fingerprint
     assert (np.abs(np.bincount(small.test_labels) - np.bincount(digits.test_labels) * 100 / 450) <= 1).all()
@@ -101,9 +87,6 @@ def test_take_is_stratified_and_keeps_each_image_with_its_label(digits):
     assert part < whole
     with pytest.raises(InputError):
         digits.take(2000, 100)
-
-
-# An .npz file
 
 
 def test_npz_comes_back_as_it_was_saved(tmp_path):
@@ -128,7 +111,6 @@ BROKEN = {
     "labels from 1": {"test_labels": ARRAYS["test_labels"] + 1},
     "class without image": {"test_labels": ARRAYS["test_labels"] // 2},
     "no image": {name: ARRAYS[name][:0] for name in ("test_images", "test_labels")},
-    "objects": {"class_names": np.array(["cat", "dog", "owl"], object)},
 }
 
 
@@ -161,24 +143,16 @@ class Bomb:
 
 
 def test_npz_is_never_unpickled(tmp_path):
-    buffer = io.BytesIO()
-    np.save(buffer, np.array([Bomb(tmp_path / "marker")], object), allow_pickle=True)
-    np.savez(tmp_path / "bomb.npz", **{name: ARRAYS[name] for name in PIXELS})
-    with zipfile.ZipFile(tmp_path / "bomb.npz", "a") as archive:
-        archive.writestr("class_names.npy", buffer.getvalue())
+    np.savez(tmp_path / "bomb.npz", **(ARRAYS | {"class_names": np.array([Bomb(tmp_path / "marker")], object)}))
     refusal(tmp_path / "bomb.npz")
     assert not (tmp_path / "marker").exists()
-
-
-# An image folder
 
 
 @pytest.fixture
 def pets(tmp_path) -> Path:
     for part in ("train", "test"):
-        names = ARRAYS["class_names"][ARRAYS[f"{part}_labels"]]
-        for row, (image, name) in enumerate(zip(ARRAYS[f"{part}_images"], names, strict=True)):
-            file = tmp_path / "pets" / part / str(name) / f"{row:02}.png"
+        for row, (image, label) in enumerate(zip(ARRAYS[f"{part}_images"], ARRAYS[f"{part}_labels"])):
+            file = tmp_path / "pets" / part / ARRAYS["class_names"][label] / f"{row:02}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(file)
     return tmp_path / "pets"
@@ -198,17 +172,16 @@ def test_an_image_folder_is_that_of_torchvision(pets):
     images = load_images("cifar10", pets, log=said.append)
     for part, theirs in expected.items():
         np.testing.assert_array_equal(getattr(images, f"{part}_images"), [np.asarray(image) for image, _ in theirs])
-        np.testing.assert_array_equal(getattr(images, f"{part}_labels"), theirs.targets)
+        assert getattr(images, f"{part}_labels").tolist() == theirs.targets
     assert (images.name, images.class_names, images.flip) == ("pets", tuple(expected["train"].classes), True)
     assert [[int(word) for word in line.split() if word.isdigit()] for line in said] == [[16, 2, 1, 1], [13, 0]]
 
 
-@pytest.mark.parametrize("orientation, turn", [(2, np.fliplr), (3, lambda x: np.rot90(x, 2)), (6, np.rot90)])
-def test_photographs_are_turned_upright(pets, orientation, turn):
-    """By the orientations of EXIF 2.3."""
+def test_photographs_are_turned_upright(pets):
+    """By an orientation of EXIF 2.3."""
     upright, exif = ARRAYS["train_images"][0], Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(turn(upright).copy()).save(pets / "train" / "cat" / "00.png", exif=exif)
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(upright).copy()).save(pets / "train" / "cat" / "00.png", exif=exif)
     np.testing.assert_array_equal(load_images("cifar10", pets).train_images[0], upright)
 
 
@@ -224,20 +197,16 @@ def test_an_unsound_image_is_named(pets, image):
     assert str(file) in refusal(pets)
 
 
-# The official files
-
-
 @pytest.fixture
 def official(tmp_path, monkeypatch) -> dict[str, np.ndarray]:
     """Files as the official ones under data/cifar10, but small, whose MD5 takes the place of the published one."""
     arrays = random_arrays(CIFAR10_CLASSES, 2, size=32)
     base = tmp_path / "data" / "cifar10" / CIFAR10.base_folder
     base.mkdir(parents=True)
-    parts = np.array_split(np.arange(20), 5)
-    content = {f"data_batch_{number}": ("train", rows) for number, rows in enumerate(parts, 1)}
-    for name, (part, rows) in (content | {"test_batch": ("test", np.arange(20))}).items():
+    content = {f"data_batch_{number + 1}": ("train", slice(4 * number, 4 * number + 4)) for number in range(5)}
+    for name, (part, rows) in (content | {"test_batch": ("test", slice(20))}).items():
         # Officially: one image a row, all of red, then all of green, then all of blue.
-        pixels = arrays[f"{part}_images"][rows].transpose(0, 3, 1, 2).reshape(len(rows), -1)
+        pixels = arrays[f"{part}_images"][rows].transpose(0, 3, 1, 2).reshape(-1, 3 * 32 * 32)
         batch = {"data": pixels, "labels": arrays[f"{part}_labels"][rows].tolist()}
         (base / name).write_bytes(pickle.dumps(batch))
     (base / "batches.meta").write_bytes(pickle.dumps({"label_names": list(CIFAR10_CLASSES)}))
@@ -248,12 +217,12 @@ def official(tmp_path, monkeypatch) -> dict[str, np.ndarray]:
     return arrays
 
 
-@pytest.mark.parametrize("data", [None, "data/cifar10", "download"])
-def test_official_files_are_found_and_read(official, data):
-    images = load_images("cifar10", data)
-    for field in PIXELS:
-        np.testing.assert_array_equal(getattr(images, field), official[field])
-    assert (images.name, images.class_names, images.flip) == ("cifar10", CIFAR10_CLASSES, True)
+def test_official_files_are_found_and_read(official):
+    for data in (None, "data/cifar10", "download"):
+        images = load_images("cifar10", data)
+        for field in PIXELS:
+            np.testing.assert_array_equal(getattr(images, field), official[field])
+        assert (images.name, images.class_names, images.flip) == ("cifar10", CIFAR10_CLASSES, True)
 
 
 @pytest.mark.parametrize("name", ["data_batch_1", "data_batch_5", "test_batch", "batches.meta"])

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, confusion_matrix
@@ -66,39 +65,26 @@ def test_a_folder_of_classes_is_brought_to_one_size_and_has_no_images_of_cifar10
         load_imagenet(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"test_images": pictures(4).astype(float)},
-        {"test_images": pictures(4, (64, 64))},
-        {"test_labels": np.array([0, 1, 2, 3])},
-        {"test_labels": np.array([0, 1])},
-        {"test_labels": np.array([0, {}, 1, 1], dtype=object)},
-        {"class_names": np.array(["owl", "bat", "elk"])},
-        {"test_labels": None},
-        {},
-    ],
-)
-def test_npz_has_classes_in_any_order_and_must_be_sound(tmp_path, changes, monkeypatch):
-    arrays = {"test_images": pictures(4), "test_labels": np.array([0, 1, 2, 2])}
-    arrays |= {"class_names": np.array(["truck", "owl", "airplane"])} | changes
-    np.savez(tmp_path / "x.npz", **{name: array for name, array in arrays.items() if array is not None})
-    if changes:
-        with pytest.raises(InputError):
-            load_imagenet(tmp_path / "x.npz")
-        return
-    monkeypatch.setenv("IGKD_IMAGENET", str(tmp_path / "x.npz"))
+def test_npz_has_classes_in_any_order_and_must_be_there_and_sound(tmp_path, monkeypatch):
+    path, names = tmp_path / "x.npz", np.array(["truck", "owl", "airplane"])
+    arrays = {"test_images": pictures(4), "test_labels": np.array([0, 1, 2, 2]), "class_names": names}
+    np.savez(path, **arrays)
+    monkeypatch.setenv("IGKD_IMAGENET", str(path))
     loaded = load_imagenet()
     np.testing.assert_array_equal(loaded.images, pictures(4)[[0, 2, 3]])
     assert loaded.labels.tolist() == [TRUCK, AIRPLANE, AIRPLANE] and loaded.left_out == 1
-
-
-def test_missing_images_are_said_with_the_ways_to_get_them(tmp_path, monkeypatch):
-    monkeypatch.delenv("IGKD_IMAGENET", raising=False)
-    for path in (None, tmp_path / "nowhere", tmp_path):
-        with pytest.raises(InputError) as caught:
-            load_imagenet(path)
-        assert other_images.WAYS in str(caught.value)
+    for name, other in (
+        ("test_images", pictures(4, (64, 64))),
+        ("test_labels", np.array([0, 1])),
+        ("class_names", np.array(["owl", "bat", "elk"])),
+    ):
+        np.savez(path, **arrays | {name: other})
+        with pytest.raises(InputError):
+            load_imagenet()
+    monkeypatch.delenv("IGKD_IMAGENET")
+    for missing in (None, tmp_path / "nowhere", tmp_path):
+        with pytest.raises(InputError):
+            load_imagenet(missing)
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
@@ -110,7 +96,6 @@ def test_measures_are_those_of_scikit_learn(classes):
     found = other_images.measures(confusion_matrix(labels, answers, labels=range(10)))
     assert (found["accuracy"], found["n_test"]) == (pytest.approx((labels == answers).mean()), 500)
     assert found["kappa"] == pytest.approx(cohen_kappa_score(labels, answers))
-    assert np.isnan(found["per_class_accuracy"]).tolist() == [False] * classes + [True] * (10 - classes)
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, answers))
 
 
@@ -118,8 +103,7 @@ def test_measures_are_those_of_scikit_learn(classes):
 def test_corruptions_are_those_of_pillow_and_scipy(kind, level):
     smooth = gaussian_filter(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), (0, 3, 3, 0))
     images = (128 + 80 * smooth / np.abs(smooth).max()).astype(np.uint8)
-    state, made = torch.random.get_rng_state(), other_images.corrupted(images, kind, level).astype(float)
-    assert torch.equal(state, torch.random.get_rng_state())
+    made = other_images.corrupted(images, kind, level).astype(float)
     if kind == "JPEG":
         for image, found in zip(images, made, strict=True):
             file = io.BytesIO()
@@ -165,15 +149,17 @@ def test_clean_accuracy_is_that_of_the_record(evaluated):
 def test_groups_are_all_images_and_those_the_teacher_gets_right(evaluated):
     study, planned = evaluated
     subset = drawn_images(study, 0)
-    wrong = replace(
-        subset, labels=(predict(study.teacher().model, subset.images, study.compute).argmax(1).numpy() + 1) % 10
-    )
+
+    def answers(model):
+        return predict(model, subset.images, study.compute).argmax(1).numpy()
+
+    wrong = replace(subset, labels=(answers(study.teacher().model) + 1) % 10)
     for images in (subset, wrong):  # a teacher that is never right leaves a group without images
         other_images.on_imagenet(study, planned, images)
-        right = predict(study.teacher().model, images.images, study.compute).argmax(1).numpy() == images.labels
+        right = answers(study.teacher().model) == images.labels
         for item in planned:
             rows = other_images.kept(study, [item], "imagenet", images.fingerprint).set_index("condition")
-            correct = predict(study.student(item.run), images.images, study.compute).argmax(1).numpy() == images.labels
+            correct = answers(study.student(item.run)) == images.labels
             assert rows.accuracy[other_images.ALL] == pytest.approx(correct.mean())
             assert rows.n_test[other_images.TEACHER_CORRECT] == right.sum()
             if right.any():

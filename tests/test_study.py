@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from itertools import product
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from igkd.errors import InputError, TrainingError
 from igkd.experiments import PROFILES, Planned
 from igkd.models import pack_weights, state_digest
 from igkd.records import Record, write_atomically
-from igkd.runs import ARMS, Architecture, Method, SignalSpec
+from igkd.runs import Architecture, Method, SignalSpec
 from igkd.study import Study
 from igkd.training import evaluate, predict
 from small import COMPUTE, RECIPE, small_images, small_run, small_teacher
@@ -74,25 +74,13 @@ def test_the_paper_s_runs_are_done_in_the_order_of_their_weight(study):
     """Pairs behind the claims, what the signals contribute, then factorial, Monte Carlo, sweep and recipe."""
     study.profile = PROFILES["paper"]
     teacher, *items = study.planned()
-    pair, cuts = ("Student", "KD+IG"), (17, 15, 13, 11, 9, 7, 3)  # that of 5 is among the pairs
-    new_controls = [("KD+IG", "released"), ("KD", "described"), ("KD", "permuted"), ("IG", "described")]
-    new_controls += [("IG", variant) for variant in ("other_image", "noise", "dimming")]
-    expected = [("arms", arm, seed) for seed, arm in product(range(10), pair)]
-    expected += [("controls", each, seed) for seed, each in product(range(5), sorted(new_controls))]
-    expected += [("arms", arm, seed) for seed, arm in product(range(5), [arm for arm in ARMS if "AT" in arm])]
-    expected += [("arms", "KD+IG+AT", seed) for seed in range(5, 10)]
-    expected += [("monte_carlo", arm, seed) for seed, arm in product(range(10), pair)]
-    expected += [("sweep", (arm, cut), seed) for seed, cut, arm in product(range(2), cuts, pair)]
-    expected += [("paper_recipe", arm, seed) for seed, arm in product(range(3), pair)]
-    found = []
-    for item in items:
-        arm, of = item.labels["arm"], item.labels.get("variant") or item.labels.get("blocks_removed")
-        found.append((item.experiment, (arm, of) if of else arm, item.labels["seed"]))
-        assert (item.run.seed, item.run.data) == (item.labels["seed"], IMAGES.fingerprint)
-        assert item.run.signals is None or item.run.signals.teacher == teacher.run.key
-    found[20:55] = sorted(found[20:55], key=lambda each: each[::-1])  # the order of a seed's controls does not matter
-    assert teacher.labels["arm"] == "Teacher" and found == expected
+    counted = [(name, len(list(group))) for name, group in groupby(items, lambda item: item.experiment)]
+    # Two arms of ten seeds; seven controls of five; four arms with AT of five, and KD+IG+AT of five more; seven cuts
+    # (the eighth is that of the pairs), two arms, two seeds.
+    expected = [("arms", 20), ("controls", 35), ("arms", 25), ("monte_carlo", 20), ("sweep", 28), ("paper_recipe", 6)]
+    assert teacher.labels["arm"] == "Teacher" and counted == expected
     assert len({item.run.key for item in items}) == len(items)
+    assert {item.run.signals.teacher for item in items if item.run.signals} == {teacher.run.key}
 
 
 @pytest.mark.parametrize("blocks_removed", [17, 16], ids=["a cut of the paper", "a cut without a tap"])
@@ -155,21 +143,6 @@ def test_a_teacher_that_fails_is_trained_once_and_its_students_not_at_all(study)
     failed = [line for line in study.lines if line.startswith("failed: ")]
     assert ["the loss is" in line for line in failed] == [True, False, False]  # first, although it was given last
     assert study.store.keys() == {RUN.key}
-
-
-def test_a_damaged_record_is_named_and_trained_again_once_it_is_deleted(study):
-    items = planned(0, 1)
-    table = study.ensure(items)
-    path = study.store.root / "arms" / f"{RUN.key}.json"
-    whole = path.read_text()
-    for damaged in (whole[:-100], whole.replace('"n_test": 12', '"n_test": 21'), ""):
-        path.write_text(damaged)
-        with pytest.raises(InputError) as caught:
-            study.ensure(items)
-        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-    path.unlink()
-    measures = table.columns.drop("seconds")
-    assert study.ensure(items)[measures].equals(table[measures])
 
 
 def program(root, jobs, *epochs):

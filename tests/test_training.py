@@ -11,8 +11,8 @@ from igkd import training
 from igkd.errors import TrainingError
 from igkd.experiments import Planned
 from igkd.images import train_indices, validation_indices
-from igkd.models import MobileNetV2, load_weights, state_digest
-from igkd.records import Record, Store, unpack_predictions
+from igkd.models import MobileNetV2, load_weights
+from igkd.records import Store, unpack_predictions
 from igkd.runs import ARMS, RECIPES, Architecture, Method, Subset
 from igkd.signals import Signals
 from igkd.study import Study
@@ -72,8 +72,6 @@ def test_the_same_run_gives_the_same_outcome_bit_for_bit(run, tmp_path):
             assert torch.get_num_threads() == threads
         finally:
             torch.set_num_threads(before)
-        weights = load_weights(store(tmp_path / str(threads)).weights_path(run.key), 4)
-        assert state_digest(weights) == outcomes[-1]["weights"]
     assert outcomes[0] == outcomes[1]
 
 
@@ -88,10 +86,6 @@ def test_arms_of_one_seed_share_initial_weights_order_and_crops(ingredient, tmp_
     assert history(Method(**{ingredient: 1e-12})) == pytest.approx(plain, rel=1e-4)
     assert history(Method(**{ingredient: 0.5})) != plain
     assert history(Method(), seed=1) != pytest.approx(plain, rel=1e-2)
-
-
-class Stop(Exception):
-    """Ends a training from outside."""
 
 
 @pytest.mark.parametrize(
@@ -110,9 +104,9 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(run, tmp_path, mo
 
         def stop(line):
             if line.startswith(f"epoch {last + 1}/"):
-                raise Stop
+                raise KeyboardInterrupt
 
-        with pytest.raises(Stop):
+        with pytest.raises(KeyboardInterrupt):
             trained(run, tmp_path / "parts", log=stop)
     lines = []
     parts = trained(run, tmp_path / "parts", log=lines.append)
@@ -120,26 +114,22 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(run, tmp_path, mo
     assert parts.outcome == whole.outcome
 
 
-def truncated(path, state):
-    path.write_bytes(path.read_bytes()[:1000])
-
-
-def without_schedule(path, state):
-    """With weights and momentum, which are put back before anything is missed."""
-    torch.save({name: part for name, part in state.items() if name != "1"}, path)
-
-
-def of_another_teacher(path, state):
-    torch.save(state | {"teacher": "another"}, path)
-
-
-@pytest.mark.parametrize("damage", [truncated, without_schedule, of_another_teacher])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: None,
+        lambda state: {name: part for name, part in state.items() if name != "1"},
+        lambda state: state | {"teacher": "another"},
+    ],
+    ids=["truncated", "without its schedule, which is missed when weights are put back", "of another teacher"],
+)
 def test_a_training_whose_checkpoint_cannot_be_used_starts_anew(damage, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_EVERY_SECONDS", 0)
     run, lines = small_run(IMAGES), []
     outcome = trained(run, tmp_path).outcome
     path = store(tmp_path).checkpoint_path(run.key)
-    damage(path, torch.load(path, weights_only=True))
+    damaged = damage(torch.load(path, weights_only=True))
+    torch.save(damaged, path) if damaged else path.write_bytes(path.read_bytes()[:1000])
     assert trained(run, tmp_path, log=lines.append).outcome == outcome
     assert len(lines) == 1 + run.recipe.num_epochs  # one says why
 
@@ -152,13 +142,8 @@ def test_terms_recombine_to_the_loss(name, tmp_path):
     method = ARMS[name]
     (means,) = trained(small_run(IMAGES, method, replace(RECIPE, num_epochs=1)), tmp_path).outcome["history"]
     assert ("distillation" in means) == ("KD" in name) and ("attention" in means) == ("AT" in name)
-    expected = (
-        (1 - method.alpha) * means["cross_entropy"]
-        + method.alpha * means.get("distillation", 0)
-        + method.gamma * means.get("attention", 0)
-    )
-    assert means["loss"] == pytest.approx(expected, rel=1e-5)
-    assert any(name.startswith("gradient_norms") for name in means) == bool(method.alpha or method.gamma)
+    expected = method.alpha * means.get("distillation", 0) + method.gamma * means.get("attention", 0)
+    assert means["loss"] == pytest.approx((1 - method.alpha) * means["cross_entropy"] + expected, rel=1e-5)
 
 
 def test_gradient_norms_are_of_the_weighted_terms(tmp_path):
@@ -216,24 +201,18 @@ def test_signals_as_released_are_not_moved_with_the_image(ingredient, moves, tmp
 
 
 def test_images_are_smaller_in_the_first_share_of_the_steps(tmp_path):
-    of_size = {}
-    for share in (0.0, 0.6):
-        run = small_run(IMAGES, ALL, replace(MUON, first_share=share))
-        of_size[share] = inputs(run, tmp_path)
-    assert [x.shape[2:] for x in of_size[0.0]] == [(16, 16)] * 10
-    assert [x.shape[2:] for x in of_size[0.6]] == [(8, 8)] * 6 + [(16, 16)] * 4
-    for small, large in zip(of_size[0.6][:6], of_size[0.0]):  # of the same crops, two by two pixels each
+    whole, smaller = (inputs(small_run(IMAGES, ALL, replace(MUON, first_share=s)), tmp_path) for s in (0.0, 0.6))
+    assert [x.shape[2:] for x in whole] == [(16, 16)] * 10
+    assert [x.shape[2:] for x in smaller] == [(8, 8)] * 6 + [(16, 16)] * 4
+    for small, large in zip(smaller[:6], whole):  # of the same crops, two by two pixels each
         squares = [large[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1)]
         torch.testing.assert_close(small, sum(squares) / 4)
 
 
 def test_a_square_is_cut_out_of_every_image_after_the_overlay(tmp_path):
     images = replace(IMAGES, train_images=IMAGES.train_images | 1)  # nothing is black
-    recipe, areas = replace(RECIPE, padding=0), []
-    whole, cut = (
-        inputs(small_run(images, Method(overlay_prob=0.5), replace(recipe, cutout=side)), tmp_path, images)
-        for side in (0, 4)
-    )
+    recipes, areas = [replace(RECIPE, padding=0, cutout=side) for side in (0, 4)], []
+    whole, cut = (inputs(small_run(images, Method(overlay_prob=0.5), each), tmp_path, images) for each in recipes)
     for before, after in zip(torch.cat(whole), torch.cat(cut), strict=True):
         gone = (before != after).any(0)
         assert not after[:, gone].any()
@@ -260,8 +239,7 @@ def test_after_few_steps_a_network_in_evaluation_mode_is_as_good_as_in_training_
 def test_the_record_says_what_the_weights_do(split, tmp_path):
     subset = Subset(validation=0.2)
     run = small_run(IMAGES, subset=subset, split=split)
-    record = trained(run, tmp_path)
-    outcome = record.outcome
+    outcome = trained(run, tmp_path).outcome
     held_out = validation_indices(IMAGES.train_labels, subset)
     images, labels = IMAGES.test_images, IMAGES.test_labels
     if split == "validation":
@@ -271,7 +249,6 @@ def test_the_record_says_what_the_weights_do(split, tmp_path):
     assert scored == {name: outcome[name] for name in scored}
     assert (outcome["n_test"], outcome["n_train"]) == (len(labels), 32)
     assert (unpack_predictions(outcome["predictions"]) == labels).mean() == outcome["accuracy"]
-    assert Record.from_json(record.to_json()) == record
 
 
 def test_measures_worked_by_hand():
@@ -292,7 +269,7 @@ def test_measures_worked_by_hand():
 
 def test_a_run_that_fails_leaves_the_others_alone_and_is_not_trained_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_EVERY_SECONDS", 0)
-    said = []
+    said, lines = [], []
     study = Study("demo", device="cpu", root=tmp_path, log=said.append, jobs=1)
     study.images, study.compute = IMAGES, COMPUTE
     blocked, good, other = (small_run(IMAGES, seed=seed) for seed in range(3))
@@ -309,9 +286,8 @@ def test_a_run_that_fails_leaves_the_others_alone_and_is_not_trained_twice(tmp_p
     with pytest.raises(TrainingError):
         study.ensure(items)
     assert all(any(run.key in line for line in said) for run in (blocked, *bad))
+    assert study.store.keys() == {path.stem for path in obstacle.parent.iterdir()} - {blocked.key}
     assert study.store.keys() == {good.key, other.key}
-    assert {path.stem for path in obstacle.parent.iterdir()} == {blocked.key, good.key, other.key}
     obstacle.rmdir()
-    lines = []
     study.train(blocked, lines.append)
     assert len(lines) == 1  # that it goes on: no epoch is trained again
