@@ -6,6 +6,7 @@ import torch
 from igkd.device import Compute
 from igkd.images import ImageSet, as_input
 from igkd.models import build
+from igkd.records import Store
 from igkd.runs import Architecture, Method, Recipe, Run, SignalSpec, Subset
 from igkd.signals import Signals, Teacher
 
@@ -68,3 +69,8 @@ def small_teacher(images: ImageSet, seed: int = 0) -> Teacher:
         model.classifier[1].bias.copy_(fitted[-1])
         accuracy = float((model(x).argmax(1).numpy() == images.train_labels).mean())
     return Teacher(model, accuracy)
+
+
+def store_in(folder) -> Store:
+    """A store of its own in a folder."""
+    return Store(folder / "records", folder / "build", folder / "weights")

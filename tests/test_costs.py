@@ -20,7 +20,6 @@ from small import RECIPE, small_run
 
 def test_costs_of_networks_are_the_published_ones():
     table = costs.sizes([Architecture(), Architecture(5), Architecture(17)])
-    assert list(table.parameters[:2]) == [2_236_682, 543_498]
     assert list(table["compression factor"]) == pytest.approx([1, 4.1153, 1121.706], rel=1e-4)
     assert list(table["weights (kB)"][:2]) == pytest.approx([8737.04 * 1.024, 2123.04 * 1.024], abs=0.01)
     assert list(table["million MACs"]) == pytest.approx([88.0, 58.7, 1.70], abs=0.05)
@@ -50,15 +49,11 @@ def test_what_is_kept_is_measured_again_for_another_machine_or_another_question_
     assert [once(), once(), once("b"), once(), once(of=4), once(of=4), once("b")] == [0, 0, 1, 0, 2, 2, 1]
     assert costs.read_measurement(path, "a")[0].n.tolist() == [2]
     assert [once(machine="other", of=4), once("b", machine="other"), once("b")] == [3, 4, 5]
-
-
-@pytest.mark.parametrize("content", ["", "{}", '{"a": [{"n": 1}], "machine": {}}', "[1]", None])
-def test_damaged_or_missing_measurements_are_refused(tmp_path, content):
-    path = tmp_path / "latency.json"
-    if content is not None:
-        path.write_text(content)
+    for damaged in ("", "{}", '{"a": [{"n": 1}], "machine": {}}', "[1]"):
+        path.write_text(damaged)
         with pytest.raises(InputError):
-            costs.Measurements(path, {"name": "m"})
+            once()
+    path.unlink()
     with pytest.raises(InputError):
         costs.read_measurement(path, "a")
 

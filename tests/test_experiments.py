@@ -11,11 +11,10 @@ from igkd.controls import MAP_CONTROLS, VARIANTS
 from igkd.errors import InputError
 from igkd.experiments import CONTRASTS, NOTEBOOKS, ORDER, PROFILES, Plan, controls, search, steps, sweep, tuned
 from igkd.models import compression_factor
-from igkd.records import Store
 from igkd.runs import ARMS, Method, Recipe, Subset
 from igkd.signals import Signals, of_variant
 from igkd.study import describe
-from small import ALL
+from small import ALL, store_in
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Each experiment's own question: what of a run may differ from the profile's student of the same method and seed.
@@ -101,7 +100,7 @@ def test_constants_are_searched_on_the_same_held_out_images_the_paper_s_among_th
 
 def test_the_laptop_s_tuned_constants_are_those_that_the_recorded_search_chose():
     accuracy, laptop = {}, PROFILES["laptop"]
-    for record in Store(ROOT / "records", ROOT / "build", ROOT / "weights").records("search"):
+    for record in store_in(ROOT).records("search"):
         accuracy[record.run.method] = record.outcome["accuracy"]
     if not accuracy.keys() >= {item.run.method for item in search(plan("laptop"))}:
         pytest.skip("the search is not recorded")

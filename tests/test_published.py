@@ -91,10 +91,3 @@ def test_two_pairs_of_published_numbers_do_not_agree(recomputed):
     for arm, other in (("IG", "KD+IG+AT"), ("KD+IG+AT", "IG")):
         plotted = table.plotted.loc[arm, "balanced_accuracy"].item()
         assert plotted == pytest.approx(table.computed.loc[other, "balanced_accuracy"].item(), abs=5e-5)
-
-
-def test_training_logs_have_the_constants_under_which_they_were_made():
-    logs = published.table("training_logs").set_index("arm")
-    assert logs.loc["KD", ["alpha", "temperature"]].tolist() == [0.1, 3]
-    assert logs.train_loss["KD"] > 10 * logs.train_loss["Student"]
-    assert logs.train_accuracy.between(0.98, 0.99).all()  # all of them fit their images about equally well
