@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from igkd.__main__ import main
-from igkd.errors import InputError, TrainingError, exit_code
+from igkd.errors import TrainingError, exit_code
 from igkd.images import CIFAR10_CLASSES, load_images
 from igkd.models import load_weights
 from test_study import digits
@@ -84,10 +84,8 @@ def test_bad_input_is_one_line(trained, monkeypatch, capsys, arguments):
 @pytest.mark.parametrize(
     ("raised", "code"),
     [
-        (InputError("x"), 2),
         (TrainingError("x"), 1),
         (OSError("the disk is full"), 1),
-        (ModuleNotFoundError("x", name="torch"), 2),
         # torchvision of another torch
         (RuntimeError("operator torchvision::nms does not exist"), 2),
         (AttributeError("partially initialized module (most likely due to a circular import)"), 2),

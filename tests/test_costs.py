@@ -58,14 +58,6 @@ def test_what_is_kept_is_measured_again_for_another_machine_or_another_question_
         costs.read_measurement(path, "a")
 
 
-def test_first_calls_and_steady_states_have_a_row_for_each_network():
-    first = costs.first_calls({"down": (17, 15)})
-    assert list(zip(first.order, first.blocks_removed)) == [("down", 17), ("down", 15)]
-    steady = costs.steady_state([Architecture(17), Architecture(15)], {1: 6, 2: 7}, size=(8, 8))
-    of = list(zip(steady.batch_size, steady.blocks_removed, steady.n))
-    assert of == [(1, 17, 6), (1, 15, 6), (2, 17, 7), (2, 15, 7)]
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A student of the demo's digits, and its study in a folder of its own."""

@@ -56,11 +56,7 @@ def seen(image, ig_map, mirror):
     """In place, which does no harm to what the check goes on with."""
     ig_map -= ig_map.min()
     image += ig_map / ig_map.max()
-    return flipped(image.div_(2), mirror)
-
-
-def flipped(picture, mirror):
-    return picture[:, :, range(picture.shape[2] - 1, -1, -1)] if mirror else picture
+    return image.div_(2)[:, :, range(image.shape[2] - 1, -1, -1) if mirror else slice(None)]
 
 
 def kd_loss(student, teacher, temperature):
@@ -73,22 +69,15 @@ def gain(runs):
     return 100 * (wide["KD+IG"] - wide["Student"]).mean()
 
 
-def gain_of(statistic):
-    return lambda runs: 100 * runs.groupby("arm").accuracy.agg(statistic)[["Student", "KD+IG"]].diff().iloc[1]
-
-
 def attention(activation):
     q = (activation**2).sum(1).reshape(len(activation), -1)
     return q / (q**2).sum(1, keepdim=True) ** 0.5
 
 
-def nats(p):
-    return -(p * p.log()).sum(-1)
-
-
 def least_loss(logits, temperature):
-    p = (logits / temperature).softmax(1)
-    return temperature**2 * (nats(p.mean(0)) - nats(p).mean())
+    """The divergence from each teacher's output to the mean output."""
+    p = (logits / temperature).softmax(1).numpy()
+    return temperature**2 * rel_entr(p, p.mean(0)).sum() / len(p)
 
 
 RIGHT = {
@@ -101,35 +90,24 @@ RIGHT = {
     "07.2": lambda teacher, student: np.median([t / s for t, s in zip(teacher[1:], student[1:])]),
     "08.1": least_loss,
 }  # fmt: skip
-unit = torch.nn.functional.normalize
 WRONG = [
     ("00.2", 2, "fractions"),
     ("00.2", needed(BY_SEED["Student"].std()), "one arm"),
     ("00.3", lambda z, t: (z * t).softmax(1), "nearer"),
-    ("00.3", lambda z, t: (z / t).softmax(0), "over the images"),
-    ("01.3", entropy(LOGITS, 20) / np.log(2), "bits"),
     ("01.3", entropy(LOGITS, 1 / 20), "not multiply"),
-    ("02.2", lambda f, x, b, n: ig(f, x, b, n) / (x - b), "mean gradient"),
     ("02.2", lambda f, x, b, n: ig(f, x, b, n + 1), "not the intervals"),
-    ("02.3", lambda image, m, mirror: seen(flipped(image, mirror), m, False), "its map stays"),
-    ("02.3", lambda image, m, mirror: flipped((image + m / m.max()) / 2, mirror), "least value"),
+    ("02.3", lambda image, m, mirror: seen(image.flip(2) if mirror else image, m, False), "its map stays"),
     ("03.1", lambda s, t, T: kd_loss(s, t, T) / T**2, "gradient shrinks"),
     ("03.1", lambda s, t, T: kd_loss(t, s, T), "whose"),
     ("03.1", lambda s, t, T: -T**2 * ((t / T).softmax(1) * (s / T).log_softmax(1)).sum(1).mean(), "cross-entropy;"),
     ("03.1", lambda s, t, T: T**2 * torch.nn.KLDivLoss(reduction="batchmean")(s / T, (t / T).softmax(1)), "softmax is"),
-    ("03.2", gain_of("max"), "best"),
-    ("03.2", gain_of("mean"), "seeds"),
-    ("04.4", lambda a: unit(a.abs().sum(1).flatten(1)), "instead of squares"),
-    ("04.4", lambda a: unit(a.sum(1).square().flatten(1)), "square before"),
+    ("03.2", lambda runs: 100 * runs.groupby("arm").accuracy.mean()[["Student", "KD+IG"]].diff().iloc[1], "seeds"),
+    ("04.4", lambda a: attention(a.sum(1, keepdim=True)), "square before"),
     ("05.3", 100 * POOLED * TTestIndPower().solve_power(nobs1=10, power=0.8, alpha=0.05), "not compared in pairs"),
     ("05.4", lambda a, b: stats.ttest_ind(a, b).pvalue, "independent runs"),
-    ("05.4", lambda a, b: stats.ttest_rel(a, b, alternative="greater").pvalue, "one-sided"),
     ("06.3", lambda c: np.nanmean(np.diag(c) / c.sum(0)), "precision"),
-    ("06.3", lambda c: (np.diag(c) / c.sum(1)).mean(), "0 / 0"),
     ("07.2", lambda t, s: np.median(t / s), "first round"),
-    ("07.2", lambda t, s: t[1:].mean() / s[1:].mean(), "mean"),
-    ("08.1", lambda z, T: T**2 * nats((z / T).softmax(1).mean(0)), "cross-entropy;"),
-    ("08.1", lambda z, T: kd_loss(torch.zeros_like(z), z, T), "all classes the same"),
+    ("08.1", lambda z, T: least_loss(z, T) / T**2, "factor"),
     # what cannot be compared at all
     ("03.1", 0.5, "hand in the function itself"),
     ("03.1", lambda s, t, T: "0.1 nats", "numbers are expected"),
@@ -146,7 +124,6 @@ def test_a_right_answer_is_right_and_none_says_what_is_asked_for(number):
         assert verdict.right is None and EXERCISES[number][0] in str(verdict)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered")  # of a student's 0 / 0
 @pytest.mark.parametrize(("number", "answer", "hint"), WRONG, ids=[f"{number} {hint}" for number, _, hint in WRONG])
 def test_a_wrong_answer_gets_the_hint_for_its_mistake(number, answer, hint):
     verdict = check(number, answer, **GIVEN.get(number, {}))

@@ -98,6 +98,9 @@ def test_npz_comes_back_as_it_was_saved(tmp_path):
     assert (images.name, images.class_names, images.flip) == ("pets", ("cat", "dog", "owl"), True)
     unit = images.train_images / 255
     np.testing.assert_allclose(images.mean_std, [unit.mean((0, 1, 2)), unit.std((0, 1, 2))], rtol=1e-9)
+    # what a whole set has is read even if a test set alone is enough, so that its fingerprint stays the same
+    again = load_images("cifar10", tmp_path / "pets.npz", test_alone=True)
+    assert again.fingerprint == images.fingerprint
     np.savez(tmp_path / "renamed.npz", **random_arrays(CIFAR10_CLASSES))
     cifar10 = load_images("cifar10", tmp_path / "renamed.npz")  # known by its classes, with the published constants
     assert (cifar10.name, cifar10.mean_std[0]) == ("cifar10", (0.4914, 0.4822, 0.4465))
@@ -126,10 +129,6 @@ def test_a_test_set_alone_is_enough_to_evaluate_and_not_to_train(tmp_path):
     refusal(tmp_path / "pets.npz")
     images = load_images("cifar10", tmp_path / "pets.npz", test_alone=True)
     assert (images.n_train, images.n_test, images.num_classes, images.size) == (0, 12, 4, (8, 8))
-    # what a whole set has is read all the same, so that its fingerprint stays the same
-    np.savez(tmp_path / "whole.npz", **ARRAYS)
-    whole = (load_images("cifar10", tmp_path / "whole.npz", test_alone=choice) for choice in (False, True))
-    assert len({images.fingerprint for images in whole}) == 1
 
 
 class Bomb:
@@ -185,16 +184,14 @@ def test_photographs_are_turned_upright(pets):
     np.testing.assert_array_equal(load_images("cifar10", pets).train_images[0], upright)
 
 
-@pytest.mark.parametrize(
-    "image", [Image.new("RGB", (16, 8)), Image.fromarray(np.full((8, 8), 60_000, np.uint16)), b"no image", None]
-)
-def test_an_unsound_image_is_named(pets, image):
+def test_an_unsound_image_is_named(pets):
     file = pets / "train" / "dog" / "01.png"
-    if isinstance(image, Image.Image):
+    for content in (b"no image", file.read_bytes()[:100]):
+        file.write_bytes(content)
+        assert str(file) in refusal(pets)
+    for image in (Image.new("RGB", (16, 8)), Image.fromarray(np.full((8, 8), 60_000, np.uint16))):
         image.save(file)
-    else:
-        file.write_bytes(image or file.read_bytes()[:100])
-    assert str(file) in refusal(pets)
+        assert str(file) in refusal(pets)
 
 
 @pytest.fixture
@@ -234,7 +231,7 @@ def test_a_changed_official_file_is_refused_before_it_is_unpickled(official, tmp
 
 
 def test_images_that_are_not_there_are_missed(tmp_path):
-    refusal(tmp_path / "not-here")
-    refusal(tmp_path)  # neither of the forms known
+    for path in (tmp_path / "not-here", tmp_path):  # which has none of the forms known
+        refusal(path)
     with pytest.raises(MissingImages):
         load_images("cifar10")

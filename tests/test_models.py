@@ -5,20 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from igkd import models
 from igkd.device import Compute, StridedDepthwiseConv2d
 from igkd.errors import InputError
-from igkd.models import (
-    BLOCKS_REMOVED,
-    MobileNetV2,
-    attention_tap,
-    build,
-    compression_factor,
-    count_parameters,
-    load_weights,
-    pack_weights,
-    state_digest,
-    weights_metadata,
-)
+from igkd.models import MobileNetV2, attention_tap, build, load_weights, pack_weights, state_digest
 from igkd.published import table
 from igkd.runs import Architecture
 from test_images import Bomb
@@ -46,10 +36,10 @@ def outputs(model, x=IMAGES):
 
 def test_parameters_and_compression_factors_are_the_published_ones():
     with torch.device("meta"):
-        counted = {cut: count_parameters(MobileNetV2(10, cut)) for cut in (0, *BLOCKS_REMOVED)}
+        counted = {cut: models.count_parameters(MobileNetV2(10, cut)) for cut in (0, *models.BLOCKS_REMOVED)}
     assert counted == table("inference_time").set_index("blocks_removed").parameters.to_dict()
     factors = table("compression_sweep").query("series == 'table13'").groupby("blocks_removed").compression_factor
-    assert {cut: round(compression_factor(cut), 2) for cut in BLOCKS_REMOVED} == factors.first().to_dict()
+    assert {cut: round(models.compression_factor(cut), 2) for cut in models.BLOCKS_REMOVED} == factors.first().to_dict()
 
 
 def test_tap_is_the_output_of_its_block():
@@ -81,7 +71,7 @@ def test_our_weights_come_back_whole(tmp_path):
     path.write_bytes(pack_weights(model, run="abc"))
     loaded, digest = load_weights(path, 7), state_digest(model)
     assert state_digest(loaded) == digest and not loaded.training
-    assert weights_metadata(path)["run"] == "abc"
+    assert models.weights_metadata(path)["run"] == "abc"
     loaded.features[0][1].running_mean[3] += 1e-6
     assert state_digest(loaded) != digest
 

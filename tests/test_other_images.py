@@ -88,10 +88,9 @@ def test_npz_has_classes_in_any_order_and_must_be_there_and_sound(tmp_path, monk
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
-@pytest.mark.parametrize("classes", [10, 8])
-def test_measures_are_those_of_scikit_learn(classes):
-    random = np.random.default_rng(classes)
-    labels = random.integers(0, classes, 500)
+def test_measures_are_those_of_scikit_learn():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 8, 500)  # two classes do not occur
     answers = np.where(random.random(500) < 0.6, labels, random.integers(0, 10, 500))
     found = other_images.measures(confusion_matrix(labels, answers, labels=range(10)))
     assert (found["accuracy"], found["n_test"]) == (pytest.approx((labels == answers).mean()), 500)
@@ -140,9 +139,8 @@ def test_clean_accuracy_is_that_of_the_record(evaluated):
     assert other_images.under_corruption(study, planned) == 0
     table = other_images.kept(study, planned, "robustness", other_images.robustness_fingerprint(study))
     clean = table[table.condition == other_images.CLEAN].set_index("key")
-    for item in planned:
-        for name in ("accuracy", "balanced_accuracy", "kappa"):
-            assert clean.loc[item.run.key, name] == pytest.approx(study.store.find(item.run.key).outcome[name])
+    names = ["accuracy", "balanced_accuracy", "kappa"]
+    np.testing.assert_allclose(clean[names], study.table(planned)[names])
     assert len(table) == 2 * (1 + sum(map(len, other_images.CORRUPTIONS.values())))
 
 
@@ -170,20 +168,23 @@ def test_nothing_is_evaluated_twice_pooled_or_taken_from_another_teacher(evaluat
     study, planned = evaluated
     first, second = drawn_images(study, 1), drawn_images(study, 2)
     paths = [study.store.root / "shift" / "imagenet" / f"{item.run.key}-{first.fingerprint}.json" for item in planned]
+
+    def kept():
+        return other_images.kept(study, planned, "imagenet", first.fingerprint)
+
     other_images.on_imagenet(study, planned, first)
     before = [path.stat().st_mtime_ns for path in paths]
     other_images.on_imagenet(study, planned, first)
     assert [path.stat().st_mtime_ns for path in paths] == before
     other_images.on_imagenet(study, planned[:1], second)
-    table = other_images.kept(study, planned, "imagenet")
-    assert len(table) == 4 and table.fingerprint.nunique() == 1 and table.fingerprint[0] != second.fingerprint
+    assert other_images.kept(study, planned, "imagenet").equals(kept()) and len(kept()) == 4
     assert other_images.kept(study, planned, "imagenet-corrected").empty
     paths[0].write_text(json.dumps(json.loads(paths[0].read_text()) | {"teacher": "another"}))
-    assert set(other_images.kept(study, planned, "imagenet", first.fingerprint).seed) == {1}
+    assert set(kept().seed) == {1}
     other_images.on_imagenet(study, planned, first)
-    assert set(other_images.kept(study, planned, "imagenet", first.fingerprint).seed) == {0, 1}
+    assert set(kept().seed) == {0, 1}
     paths[1].write_text("{}")  # damaged
     with pytest.raises(InputError):
-        other_images.kept(study, planned, "imagenet", first.fingerprint)
+        kept()
     study.store.forget(planned[1].run.key)
     assert not list(study.store.root.glob(f"shift/*/{planned[1].run.key}*"))

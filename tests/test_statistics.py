@@ -88,11 +88,11 @@ def test_factorial_is_the_analysis_of_variance(seed, block):
     assert found.estimate["KD:IG"] == pytest.approx(both)
 
 
-@pytest.mark.parametrize("repeats", [1, 3])
-def test_factorial_says_nothing_about_chance_without_a_spread(repeats):
-    found = st.factorial(table(**{arm: [0.4] * repeats for arm in ARMS}))
-    assert found.estimate.tolist() == pytest.approx([0] * 7)
-    assert found[["low", "high", "p", "p_holm"]].isna().all(axis=None)
+def test_factorial_says_nothing_about_chance_without_a_spread():
+    for repeats in (1, 3):
+        found = st.factorial(table(**{arm: [0.4] * repeats for arm in ARMS}))
+        assert found.estimate.tolist() == pytest.approx([0] * 7)
+        assert found[["low", "high", "p", "p_holm"]].isna().all(axis=None)
 
 
 @checked
@@ -112,9 +112,8 @@ def test_spread_and_interval_are_those_of_a_regression(a, b):
         assert ends == pytest.approx(smf.ols("a ~ 1", pd.DataFrame({"a": a})).fit().conf_int().to_numpy()[0])
 
 
-@pytest.mark.parametrize(("paired", "design"), [(False, TTestIndPower()), (True, TTestPower())])
-def test_power_is_statsmodels(paired, design):
-    for n, effect in product((3, 10, 40), (0.2, 0.5, 1.0)):
+def test_power_is_statsmodels():
+    for n, effect, (paired, design) in product((3, 40), (0.2, 1.0), ((False, TTestIndPower()), (True, TTestPower()))):
         assert st.power(effect, 1, n, paired=paired) == pytest.approx(design.power(effect, n, 0.05), rel=1e-6)
 
 

@@ -1,3 +1,5 @@
+"""What a training does; where it is done changes its last digits and its speed, nothing else."""
+
 import math
 from dataclasses import replace
 
@@ -7,8 +9,9 @@ import torch
 from scipy.special import log_softmax
 from torch import nn
 
-from igkd import training
-from igkd.errors import TrainingError
+from igkd import device, training
+from igkd.device import Compute, pick_compute
+from igkd.errors import InputError, TrainingError
 from igkd.experiments import Planned
 from igkd.images import train_indices, validation_indices
 from igkd.models import MobileNetV2, load_weights
@@ -173,15 +176,13 @@ def test_the_map_of_an_image_is_moved_with_it(tmp_path):
 )
 def test_signals_as_released_are_not_moved_with_the_image(ingredient, moves, tmp_path):
     def history(variant, recipe, flip):
-        images = replace(IMAGES, flip=flip)
-        run = small_run(images, ingredient, recipe)
+        images, run = replace(IMAGES, flip=flip), small_run(IMAGES, ingredient, recipe)
         run = replace(run, signals=replace(run.signals, variant=variant))
         return trained(run, tmp_path, images=images).outcome["history"]
 
     # The same signals under both names: where images are neither cropped nor mirrored there is no difference.
-    still, released = (history(variant, replace(RECIPE, padding=0), False) for variant in ("permuted", "released"))
-    assert still[0]["loss"] == pytest.approx(released[0]["loss"], rel=1e-4)
-    assert (history("permuted", RECIPE, True) != history("released", RECIPE, True)) == moves
+    for recipe, flip in ((replace(RECIPE, padding=0), False), (RECIPE, True)):
+        assert (history("permuted", recipe, flip) != history("released", recipe, flip)) == (moves and flip)
 
 
 def test_images_are_smaller_in_the_first_share_of_the_steps(tmp_path):
@@ -204,6 +205,34 @@ def test_a_square_is_cut_out_of_every_image_after_the_overlay(tmp_path):
     assert 4 <= min(areas) <= max(areas) == 16  # a quarter is left in a corner
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_on_a_gpu_a_training_is_that_of_the_processor(optimizer, tmp_path):
+    run = small_run(IMAGES, ALL, replace(MUON, num_epochs=4, optimizer=optimizer))
+    losses = []
+    for name in ("cpu", "cuda", "cuda:0"):
+        assert pick_compute(name).device == name
+        compute = Compute(name, bfloat16=False)
+        outcome = train(run, IMAGES, store_in(tmp_path / name), compute, small_signals(IMAGES)).outcome
+        losses.append([epoch["loss"] for epoch in outcome["history"]])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[2] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    for name in ("cpu:foo", "cpu:0", f"cuda:{torch.cuda.device_count()}", "cuda:-1", "gpu"):
+        with pytest.raises(InputError):
+            pick_compute(name)
+
+
+def test_a_record_tells_generations_of_a_processor_apart(tmp_path, monkeypatch):
+    """As Linux lists a Cascade Lake, whose family and model a Skylake shares."""
+    listed = "processor\t: 0\ncpu family\t: 6\nmodel\t\t: 85\nmodel name\t: Xeon: a name\nstepping\t: 7\n\n"
+    (tmp_path / "cpuinfo").write_text(listed + listed.replace(": 0", ": 1"))
+    monkeypatch.setattr(device, "CPUINFO", tmp_path / "cpuinfo")
+    about = COMPUTE.describe()
+    assert (about["name"], about["generation"]) == ("Xeon: a name", "cpu family 6, model 85, stepping 7")
+
+
 def test_after_few_steps_a_network_in_evaluation_mode_is_as_good_as_in_training_mode(tmp_path):
     images = small_images(n_train=90, n_test=90, num_classes=3)
     run = small_run(images, recipe=RECIPES["laptop"], architecture=Architecture(5))
@@ -214,19 +243,13 @@ def test_after_few_steps_a_network_in_evaluation_mode_is_as_good_as_in_training_
         assert outcome[measure] == pytest.approx(last["train_accuracy"], abs=0.1)
 
 
-@pytest.mark.parametrize("split", ["test", "validation"])
-def test_the_record_says_what_the_weights_do(split, tmp_path):
-    subset = Subset(validation=0.2)
-    run = small_run(IMAGES, subset=subset, split=split)
-    outcome = trained(run, tmp_path).outcome
-    held_out = validation_indices(IMAGES.train_labels, subset)
-    images, labels = IMAGES.test_images, IMAGES.test_labels
-    if split == "validation":
-        images, labels = IMAGES.train_images[held_out], IMAGES.train_labels[held_out]
-    model = load_weights(store_in(tmp_path).weights_path(run.key), 4)
-    scored = evaluate(model, images, labels, COMPUTE)
+def test_the_record_says_what_the_weights_do_on_the_held_out_images(tmp_path):
+    run = small_run(IMAGES, subset=Subset(validation=0.2), split="validation")
+    outcome, rows = trained(run, tmp_path).outcome, validation_indices(IMAGES.train_labels, run.subset)
+    images, labels = IMAGES.train_images[rows], IMAGES.train_labels[rows]
+    scored = evaluate(load_weights(store_in(tmp_path).weights_path(run.key), 4), images, labels, COMPUTE)
     assert scored == {name: outcome[name] for name in scored}
-    assert (outcome["n_test"], outcome["n_train"]) == (len(labels), 32)
+    assert (outcome["n_test"], outcome["n_train"]) == (8, 32)
     assert (unpack_predictions(outcome["predictions"]) == labels).mean() == outcome["accuracy"]
 
 
