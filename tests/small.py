@@ -1,5 +1,7 @@
 """The smallest images, networks and trainings that still behave like the real ones."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -10,6 +12,7 @@ from igkd.records import Store
 from igkd.runs import Architecture, Method, Recipe, Run, SignalSpec, Subset
 from igkd.signals import Signals, Teacher
 
+ROOT = Path(__file__).resolve().parent.parent
 COMPUTE = Compute("cpu", bfloat16=False)
 #: 40 images in batches of 8: five steps an epoch.
 RECIPE = Recipe(num_epochs=2, batch_size=8, padding=2)

@@ -14,9 +14,8 @@ from igkd.__main__ import main
 from igkd.errors import TrainingError, exit_code
 from igkd.images import CIFAR10_CLASSES, load_images
 from igkd.models import load_weights
+from small import ROOT
 from test_study import digits
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +58,10 @@ def test_a_cut_is_the_training_images_alone_in_their_order(tmp_path, capsys):
     assert load_images("cifar10", path).fingerprint in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
+def test_bad_input_is_one_line(trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained[0])
+    before = set(Path().iterdir())
+    for arguments in (
         "evaluate --weights none.pt --data images.npz",
         "evaluate --weights images.npz --data images.npz",
         "evaluate --weights own.safetensors --data images.npz --normalize cifar10",  # it has one of its own
@@ -70,35 +70,26 @@ def test_a_cut_is_the_training_images_alone_in_their_order(tmp_path, capsys):
         "export --run 0123456789abcdef --onnx nowhere/x.onnx",
         "cut --data images.npz --npz cut.npz",  # which has no 40,000 images
         "cut --data images.npz --npz cut.npy",  # which nothing would read again
-    ],
-)
-def test_bad_input_is_one_line(trained, monkeypatch, capsys, arguments):
-    monkeypatch.chdir(trained[0])
-    before = set(Path().iterdir())
-    assert main(arguments.split()) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and len(captured.err.splitlines()) == 1
+    ):
+        assert main(arguments.split()) == 2, arguments
+        captured = capsys.readouterr()
+        assert captured.out == "" and len(captured.err.splitlines()) == 1, arguments
     assert set(Path().iterdir()) == before
 
 
-@pytest.mark.parametrize(
-    ("raised", "code"),
-    [
-        (TrainingError("x"), 1),
-        (OSError("the disk is full"), 1),
-        # torchvision of another torch
-        (RuntimeError("operator torchvision::nms does not exist"), 2),
-        (AttributeError("partially initialized module (most likely due to a circular import)"), 2),
-    ],
-    ids=repr,
-)
-def test_what_ends_a_command_is_one_line_and_its_code(raised, code, capsys):
+def test_what_ends_a_command_is_one_line_and_its_code(capsys):
     def work():
         raise raised
 
-    assert exit_code("a program", work) == code
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.startswith("a program: ") and captured.err.count("\n") == 1
+    for raised, code in (
+        (TrainingError("x"), 1),
+        (OSError("the disk is full"), 1),
+        (RuntimeError("operator torchvision::nms does not exist"), 2),  # torchvision of another torch
+        (AttributeError("partially initialized module (most likely due to a circular import)"), 2),
+    ):
+        assert exit_code("a program", work) == code
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.startswith("a program: ") and captured.err.count("\n") == 1
     with pytest.raises(RuntimeError, match="invalid for input"):  # a mistake of ours is not dressed up as the reader's
         exit_code("a program", lambda: torch.ones(2).view(3))
 
@@ -113,7 +104,7 @@ def test_without_its_packages_it_names_the_way_into_the_environment(tmp_path):
     venv.create(tmp_path, symlinks=True)
     bare = tmp_path / "bin" / "python"
     for program in (PROGRAMS[0], ["run_all.py", "--plan"]):
-        done = subprocess.run([bare, *program], capture_output=True, text=True, cwd=REPOSITORY)
+        done = subprocess.run([bare, *program], capture_output=True, text=True, cwd=ROOT)
         assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
         assert f"is missing in {bare}" in done.stderr
 
@@ -123,6 +114,6 @@ def test_a_reader_that_has_gone_is_no_error(trained, program):
     command = [sys.executable, *(part.format(trained[0]) for part in program)]
     buffered = os.environ | {"PYTHONUNBUFFERED": ""}  # so that what is printed last is written when Python ends
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, **pipes, text=True, cwd=REPOSITORY, env=buffered)
+    process = subprocess.Popen(command, **pipes, text=True, cwd=ROOT, env=buffered)
     process.stdout.close()  # as head does
     assert (process.stderr.read(), process.wait()) == ("", 1)

@@ -1,7 +1,5 @@
 """What networks cost, against published counts; exported networks, against PyTorch and the record of their run."""
 
-from dataclasses import replace
-
 import numpy as np
 import onnx
 import pandas as pd
@@ -10,12 +8,10 @@ import pytest
 from igkd import costs
 from igkd.__main__ import main
 from igkd.errors import InputError
-from igkd.experiments import Planned
 from igkd.images import as_input
 from igkd.models import load_weights
 from igkd.runs import Architecture
-from igkd.study import Study
-from small import RECIPE, small_run
+from test_study import digits
 
 
 def test_costs_of_networks_are_the_published_ones():
@@ -61,10 +57,9 @@ def test_what_is_kept_is_measured_again_for_another_machine_or_another_question_
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A student of the demo's digits, and its study in a folder of its own."""
-    study = Study("demo", root=tmp_path_factory.mktemp("study"), device="cpu", log=lambda line: None, jobs=1)
-    run = small_run(study.images, recipe=replace(RECIPE, num_epochs=4, batch_size=32), architecture=Architecture(15))
-    study.ensure([Planned("arms", {"arm": "Student", "seed": 0}, run)])
-    return study, study.store.find(run.key)
+    study, (item,) = digits(tmp_path_factory.mktemp("study"), 1, 12)
+    study.ensure([item])
+    return study, study.store.find(item.run.key)
 
 
 def test_a_run_is_exported_from_the_command_line_as_its_record_says(trained, tmp_path, monkeypatch, capsys):

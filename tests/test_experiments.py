@@ -1,7 +1,6 @@
 """The declared runs, in each profile: what they share, what they vary, and what was chosen on held-out images."""
 
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +13,8 @@ from igkd.models import compression_factor
 from igkd.runs import ARMS, Method, Recipe, Subset
 from igkd.signals import Signals, of_variant
 from igkd.study import describe
-from small import ALL, store_in
+from small import ALL, ROOT, store_in
 
-ROOT = Path(__file__).resolve().parent.parent
 #: Each experiment's own question: what of a run may differ from the profile's student of the same method and seed.
 VARIES = {
     "arms": set(),

@@ -10,14 +10,13 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, confusion_matrix
 
-from igkd import experiments, other_images, published
+from igkd import other_images, published
 from igkd.errors import InputError
 from igkd.images import CIFAR10_CLASSES
 from igkd.other_images import ImageNetSubset, load_imagenet, mapping
-from igkd.runs import Recipe, Subset
-from igkd.study import Study
 from igkd.training import predict
 from small import small_teacher
+from test_study import digits
 
 AIRLINER, MOVING_VAN, PICKUP, SORREL, TENCH = "n02690373", "n03796401", "n03930630", "n02389026", "n01440764"
 AIRPLANE, AUTOMOBILE, HORSE, TRUCK = map(CIFAR10_CLASSES.index, ("airplane", "automobile", "horse", "truck"))
@@ -119,12 +118,9 @@ def test_corruptions_are_those_of_pillow_and_scipy(kind, level):
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """The digits with a teacher that is not trained for long, and two plain students of one epoch on few images."""
-    study = Study("demo", root=tmp_path_factory.mktemp("study"), device="cpu", log=lambda line: None, jobs=1)
+    """The digits with a teacher that is not trained for long, and two plain students of one epoch."""
+    study, planned = digits(tmp_path_factory.mktemp("study"), 1, 1, 1)
     study._teachers[study.plan.teacher_key] = small_teacher(study.images.take(100, 100))
-    students = [item for item in experiments.arms(study.plan) if item.labels["arm"] == "Student"][:2]
-    recipe = Recipe(1, 16, one_cycle=False, padding=2)
-    planned = [replace(each, run=replace(each.run, subset=Subset(0.2), recipe=recipe)) for each in students]
     study.ensure(planned)
     return study, planned
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +10,10 @@ from igkd.errors import InputError
 from igkd.models import build, load_weights, pack_weights, state_digest, weights_metadata
 from igkd.records import Record, write_atomically
 from igkd.runs import Architecture
-from small import store_in
+from small import ROOT, store_in
 from test_runs import PLAIN, RUN
 
-SHIPPED = store_in(Path(__file__).resolve().parent.parent)
+SHIPPED = store_in(ROOT)
 OUTCOME = {"accuracy": 0.925, "history": [{"epoch": 1, "loss": 0.1}], "per_class_accuracy": [0.9, None]}
 PROVENANCE = {"seconds": 1.5, "machine": {"device": "cpu"}, "versions": {"torch": "2"}}
 
@@ -36,28 +35,24 @@ def test_a_record_comes_back_from_json():
         assert json.loads(text)["key"] == run.key
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: b"",
-        lambda content: content[: len(content) // 2],
-        lambda content: b"\xff\xfe" + content,
-        lambda content: content.replace(b'"lr": 0.05', b'"lr": 0.05, "warmth": 1'),
-        lambda content: content.replace(b'"fraction": 0.8', b'"fraction": 8'),
-        lambda content: content.replace(b'"accuracy": 0.925', b'"accuracy": 0.926'),
-        lambda content: content.replace(b'"seconds": 1.5', b'"seconds": 0.5'),
-    ],
-    ids=["empty", "half", "bytes", "unknown", "out of range", "accuracy", "provenance"],
-)
-def test_a_record_that_was_damaged_or_edited_is_refused_by_its_name(kept, damage):
+def test_a_record_that_was_damaged_or_edited_is_refused_by_its_name(kept):
     path = kept.add(record(), "arms")
     whole = path.read_bytes()
-    assert damage(whole) != whole
-    path.write_bytes(damage(whole))
-    for read in (lambda: kept.find(RUN.key), lambda: list(kept.records())):
-        with pytest.raises(InputError, match=RUN.key) as caught:
-            read()
-        assert "\n" not in str(caught.value)
+    for old, new in (
+        (whole, b""),
+        (whole, whole[:-100]),
+        (whole, b"\xff\xfe" + whole),
+        (b'"lr": 0.05', b'"lr": 0.05, "warmth": 1'),  # of another version
+        (b'"fraction": 0.8', b'"fraction": 8'),
+        (b'"accuracy": 0.925', b'"accuracy": 0.926'),
+        (b'"seconds": 1.5', b'"seconds": 0.5'),
+    ):
+        assert whole.replace(old, new) != whole
+        path.write_bytes(whole.replace(old, new))
+        for read in (lambda: kept.find(RUN.key), lambda: list(kept.records())):
+            with pytest.raises(InputError, match=RUN.key) as caught:
+                read()
+            assert "\n" not in str(caught.value)
 
 
 def test_two_records_of_one_run_that_differ_are_refused_until_it_is_forgotten(kept, tmp_path):

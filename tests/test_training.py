@@ -49,14 +49,10 @@ def inputs(run, folder, images=IMAGES):
     return given
 
 
-@pytest.mark.parametrize(
-    "run",
-    [small_run(IMAGES, ALL, ADAM), small_run(IMAGES, recipe=replace(MUON, num_epochs=1), architecture=TEACHER)],
-    ids=["all ingredients", "dropout"],
-)
-def test_the_same_run_gives_the_same_outcome_bit_for_bit(run, tmp_path):
+@pytest.mark.parametrize("network", [Architecture(17), TEACHER], ids=["student", "teacher, with dropout"])
+def test_the_same_run_gives_the_same_outcome_bit_for_bit(network, tmp_path):
     """Whatever the global generator holds, and however many threads the process has."""
-    outcomes = []
+    run, outcomes = small_run(IMAGES, Method() if network is TEACHER else ALL, ADAM, architecture=network), []
     for threads in (torch.get_num_threads() + 2, torch.get_num_threads()):
         torch.set_num_threads(threads)
         torch.manual_seed(threads)
@@ -78,15 +74,14 @@ def test_arms_of_one_seed_share_initial_weights_order_and_crops(ingredient, tmp_
     assert history(Method(), seed=1) != pytest.approx(plain, rel=1e-2)
 
 
-@pytest.mark.parametrize(
-    "run",
-    [
-        small_run(IMAGES, ALL, replace(ADAM, num_epochs=3)),
-        small_run(IMAGES, recipe=replace(RECIPE, num_epochs=3), architecture=TEACHER),
-        small_run(IMAGES, ALL, replace(MUON, num_epochs=3), architecture=Architecture(15)),
-    ],
-    ids=["adam", "dropout, sgd in one cycle", "muon, small images first"],
-)
+LONG = {
+    "adam": small_run(IMAGES, ALL, replace(ADAM, num_epochs=3)),
+    "dropout, sgd in one cycle": small_run(IMAGES, recipe=replace(RECIPE, num_epochs=3), architecture=TEACHER),
+    "muon, small images first": small_run(IMAGES, ALL, replace(MUON, num_epochs=3), architecture=Architecture(15)),
+}
+
+
+@pytest.mark.parametrize("run", LONG.values(), ids=LONG)
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(run, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_EVERY_SECONDS", 0)
     whole = trained(run, tmp_path / "whole")
@@ -104,24 +99,17 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(run, tmp_path, mo
     assert parts.outcome == whole.outcome
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda state: None,
-        lambda state: {name: part for name, part in state.items() if name != "1"},
-        lambda state: state | {"teacher": "another"},
-    ],
-    ids=["truncated", "without its schedule, which is missed when weights are put back", "of another teacher"],
-)
-def test_a_training_whose_checkpoint_cannot_be_used_starts_anew(damage, tmp_path, monkeypatch):
+def test_a_training_whose_checkpoint_cannot_be_used_starts_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_EVERY_SECONDS", 0)
-    run, lines = small_run(IMAGES), []
+    run, path = small_run(IMAGES), store_in(tmp_path).checkpoint_path(small_run(IMAGES).key)
     outcome = trained(run, tmp_path).outcome
-    path = store_in(tmp_path).checkpoint_path(run.key)
-    damaged = damage(torch.load(path, weights_only=True))
-    torch.save(damaged, path) if damaged else path.write_bytes(path.read_bytes()[:1000])
-    assert trained(run, tmp_path, log=lines.append).outcome == outcome
-    assert len(lines) == 1 + run.recipe.num_epochs  # one says why
+    whole = torch.load(path, weights_only=True)
+    no_schedule = {name: part for name, part in whole.items() if name != "1"}  # missed after weights are put back
+    for damaged in (no_schedule, whole | {"teacher": "another"}, None):
+        torch.save(damaged, path) if damaged else path.write_bytes(path.read_bytes()[:1000])
+        lines = []
+        assert trained(run, tmp_path, log=lines.append).outcome == outcome
+        assert len(lines) == 1 + run.recipe.num_epochs  # one says why
 
 
 @pytest.mark.parametrize("name", ARMS)
