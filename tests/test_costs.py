@@ -16,7 +16,6 @@ from test_study import digits
 
 def test_costs_of_networks_are_the_published_ones():
     table = costs.sizes([Architecture(), Architecture(5), Architecture(17)])
-    assert list(table["compression factor"]) == pytest.approx([1, 4.1153, 1121.706], rel=1e-4)
     assert list(table["weights (kB)"][:2]) == pytest.approx([8737.04 * 1.024, 2123.04 * 1.024], abs=0.01)
     assert list(table["million MACs"]) == pytest.approx([88.0, 58.7, 1.70], abs=0.05)
 

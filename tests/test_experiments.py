@@ -94,6 +94,7 @@ def test_constants_are_searched_on_the_same_held_out_images_the_paper_s_among_th
     size = len(grid.alphas) * len(grid.temperatures) + len(grid.overlay_probs) + len(grid.gammas)
     assert methods.count(Method()) == PROFILES[name].num_seeds and len(set(methods)) == 1 + size
     assert {ARMS["IG"], ARMS["AT"]} <= set(methods) and ARMS["KD"].alpha in grid.alphas
+    assert {item.run.method for item in tuned(plan(name)) if item.labels["arm"] != "KD+IG"} <= set(methods)
 
 
 def test_the_laptop_s_tuned_constants_are_those_that_the_recorded_search_chose():
@@ -104,12 +105,3 @@ def test_the_laptop_s_tuned_constants_are_those_that_the_recorded_search_chose()
         pytest.skip("the search is not recorded")
     kd, ig = (max((m for m in accuracy if getattr(m, on)), key=accuracy.get) for on in ("alpha", "overlay_prob"))
     assert laptop.tuned == replace(kd, overlay_prob=ig.overlay_prob)
-
-
-@pytest.mark.parametrize("name", [name for name, profile in PROFILES.items() if profile.tuned])
-def test_tuned_arms_have_the_tuned_constants_of_their_ingredients(name):
-    best = PROFILES[name].tuned
-    kd, ig = Method(alpha=best.alpha, temperature=best.temperature), Method(overlay_prob=best.overlay_prob)
-    methods = {item.labels["arm"]: item.run.method for item in tuned(plan(name))}
-    assert methods == {"Student": Method(), "KD": kd, "IG": ig, "KD+IG": best}
-    assert {kd, ig} <= {item.run.method for item in search(plan(name))}

@@ -166,12 +166,8 @@ def test_an_image_folder_is_that_of_torchvision(pets):
         assert getattr(images, f"{part}_labels").tolist() == theirs.targets
     assert (images.name, images.class_names, images.flip) == ("pets", tuple(expected["train"].classes), True)
     assert [[int(word) for word in line.split() if word.isdigit()] for line in said] == [[16, 2, 1, 1], [13, 0]]
-
-
-def test_photographs_are_turned_upright(pets):
-    """By an orientation of EXIF 2.3."""
     upright, exif = ARRAYS["train_images"][0], Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = 6  # of EXIF 2.3: a photograph taken with the camera turned
     Image.fromarray(np.rot90(upright).copy()).save(pets / "train" / "cat" / "00.png", exif=exif)
     np.testing.assert_array_equal(load_images("cifar10", pets).train_images[0], upright)
 

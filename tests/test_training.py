@@ -9,7 +9,7 @@ import torch
 from scipy.special import log_softmax
 from torch import nn
 
-from igkd import device, training
+from igkd import training
 from igkd.device import Compute, pick_compute
 from igkd.errors import InputError, TrainingError
 from igkd.experiments import Planned
@@ -210,15 +210,6 @@ def test_a_device_that_is_not_there_is_refused():
     for name in ("cpu:foo", "cpu:0", f"cuda:{torch.cuda.device_count()}", "cuda:-1", "gpu"):
         with pytest.raises(InputError):
             pick_compute(name)
-
-
-def test_a_record_tells_generations_of_a_processor_apart(tmp_path, monkeypatch):
-    """As Linux lists a Cascade Lake, whose family and model a Skylake shares."""
-    listed = "processor\t: 0\ncpu family\t: 6\nmodel\t\t: 85\nmodel name\t: Xeon: a name\nstepping\t: 7\n\n"
-    (tmp_path / "cpuinfo").write_text(listed + listed.replace(": 0", ": 1"))
-    monkeypatch.setattr(device, "CPUINFO", tmp_path / "cpuinfo")
-    about = COMPUTE.describe()
-    assert (about["name"], about["generation"]) == ("Xeon: a name", "cpu family 6, model 85, stepping 7")
 
 
 def test_after_few_steps_a_network_in_evaluation_mode_is_as_good_as_in_training_mode(tmp_path):
