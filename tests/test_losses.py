@@ -61,10 +61,11 @@ def test_what_has_no_loss_is_refused():
         (attention_map, ones(3, 4, 4)),
         (distillation_loss, ones(8, 10), ones(1, 10), 2.5),
         *((distillation_loss, ones(2, 3), ones(2, 3), t) for t in (0, -1.0, math.nan, math.inf)),
-        (fitted_loss, -1, 0.1, 3),
     ):
         with pytest.raises(InputError):
             function(*arguments)
+    with pytest.raises(InputError):
+        fitted_loss(-1, 0.1, 3, permuted=True)
 
 
 @pytest.mark.parametrize("permuted", [False, True])

@@ -34,7 +34,7 @@ FIELDS = {
     "architecture": {"blocks_removed": ((0, 3), COUNT), "normalize": ((True,), ())},
     "method": {
         "alpha": ((0, 0.02, 1), SHARE), "temperature": ((1e-9, 3.0, 1e30), ABOVE_0), "gamma": ((0, 0.9, 1e3), FROM_0),
-        "overlay_prob": ((0, 0.2, 1), SHARE), "overlay_weight": ((0, 0.4, 1), SHARE), "max_exponent": ((1, 3.0), FROM_1),
+        "overlay_prob": ((0, 0.2, 1), SHARE), "overlay_weight": ((0, 0.4, 1), SHARE), "max_exponent": ((1, 3), FROM_1),
     },
     "recipe": {
         "num_epochs": ((1, 17), FROM_1 + NOT_WHOLE), "batch_size": ((1, 32), FROM_1 + NOT_WHOLE),

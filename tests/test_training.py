@@ -9,7 +9,7 @@ import torch
 from scipy.special import log_softmax
 from torch import nn
 
-from igkd import training
+from igkd import other_images, training
 from igkd.device import Compute, pick_compute
 from igkd.errors import InputError, TrainingError
 from igkd.experiments import Planned
@@ -241,6 +241,9 @@ def test_measures_worked_by_hand():
     assert scores["balanced_accuracy"] == pytest.approx((0.75 + 0.5 + 0.5) / 3)
     # by chance they agree on (4 * 3 + 2 * 2 + 2 * 2 + 0 * 1) / 64 = 20 / 64
     assert scores["kappa"] == pytest.approx((40 - 20) / (64 - 20))
+    counts = other_images.measures([[3, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0]])  # from these counts too
+    assert all(counts[name] == pytest.approx(scores[name]) for name in ("accuracy", "balanced_accuracy", "kappa"))
+    np.testing.assert_array_equal(counts["per_class_accuracy"], [0.75, 0.5, 0.5, np.nan])
     right, wrong = -log_softmax([2.0, 0.0, 0.0, 0.0])[:2]
     assert scores["loss"] == pytest.approx((5 * right + 3 * wrong) / 8)
 
