@@ -119,9 +119,8 @@ def test_c2_asks_for_half_of_the_published_ratio(monkeypatch, tmp_path, verdict)
     assert claims._latency(study)["verdict"] == verdict
 
 
-@pytest.fixture
-def recorded(tmp_path, monkeypatch):
-    """The paper profile with made-up records: three pairs of C1, of C5 two at 1122x and one, which is too few, at 139x."""
+def test_the_ledger_of_some_records_is_written_with_all_its_parts(tmp_path, monkeypatch):
+    """Of made-up ones: three pairs of C1, of C5 two at 1122x and one, which is too few, at 139x."""
     monkeypatch.delenv("IGKD_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     study = Study("paper", device="cpu", root=tmp_path, log=lambda line: None)
@@ -133,14 +132,10 @@ def recorded(tmp_path, monkeypatch):
         gain = 0.001 * (1 + item.labels["seed"]) if item.labels["arm"] == "KD+IG" else 0
         outcome = {"accuracy": 0.9 + gain, "n_train": 40_000, "n_test": 10_000, "history": []}
         study.store.add(Record(item.run, outcome, {"data": "cifar10", "seconds": 1.0}), item.experiment)
-    return study
-
-
-def test_the_ledger_of_some_records_is_written_with_all_its_parts(recorded):
-    found = claims.write_ledger(recorded)
+    found = claims.write_ledger(study)
     assert found.index.tolist() == [f"C{number}" for number in range(1, 8)]
     assert (found.n["C1"], found.here["C1"]) == ("3 of 10", "+0.20 points")  # of 0.1, 0.2 and 0.3
     assert (found.n["C5"], found.here["C5"]) == ("2 of 8", "+0.15 points")  # 1122x and, of C1, 4.12x
     assert found.verdict[["C1", "C2", "C3", "C4", "C5", "C6"]].eq("open").all() and found.verdict["C7"] == "reproduced"
-    text = (recorded.figures / "ledger.md").read_text()
+    text = (study.figures / "ledger.md").read_text()
     assert all(part in text for part in (*published.recomputed().statistic.head(3), "+0.20 points", "aspect"))
