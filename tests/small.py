@@ -1,14 +1,18 @@
 """The smallest images, networks and trainings that still behave like the real ones."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from igkd.device import Compute
 from igkd.images import ImageSet, as_input
 from igkd.models import build
+from igkd.records import Store
 from igkd.runs import Architecture, Method, Recipe, Run, SignalSpec, Subset
 from igkd.signals import Signals, Teacher
 
+ROOT = Path(__file__).resolve().parent.parent
 COMPUTE = Compute("cpu", bfloat16=False)
 #: 40 images in batches of 8: five steps an epoch.
 RECIPE = Recipe(num_epochs=2, batch_size=8, padding=2)
@@ -68,3 +72,8 @@ def small_teacher(images: ImageSet, seed: int = 0) -> Teacher:
         model.classifier[1].bias.copy_(fitted[-1])
         accuracy = float((model(x).argmax(1).numpy() == images.train_labels).mean())
     return Teacher(model, accuracy)
+
+
+def store_in(folder) -> Store:
+    """A store of its own in a folder."""
+    return Store(folder / "records", folder / "build", folder / "weights")

@@ -110,7 +110,6 @@ def test_a_run_that_fails_leaves_the_others_alone(cluster, tmp_path, monkeypatch
         with pytest.raises(InputError, match="no GPU"):
             study.ensure([student(study, seed=1)])
         monkeypatch.undo()
-        assert list(study.train_all([student(study, seed=1)], lambda: False)) == []  # the time is up
         monkeypatch.setattr(runs, "TRAINING_VERSION", runs.TRAINING_VERSION + 1)
         with pytest.raises(InputError, match="another version of igkd"):
             study.ensure([student(study, seed=1)])

@@ -1,23 +1,20 @@
 """The declared runs, in each profile: what they share, what they vary, and what was chosen on held-out images."""
 
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from igkd import experiments
-from igkd.controls import KINDS, MAP_CONTROLS, VARIANTS, vary
+from igkd.controls import MAP_CONTROLS, VARIANTS
 from igkd.errors import InputError
 from igkd.experiments import CONTRASTS, NOTEBOOKS, ORDER, PROFILES, Plan, controls, search, steps, sweep, tuned
 from igkd.models import compression_factor
-from igkd.records import Store
 from igkd.runs import ARMS, Method, Recipe, Subset
 from igkd.signals import Signals, of_variant
 from igkd.study import describe
-from small import ALL
+from small import ALL, ROOT, store_in
 
-ROOT = Path(__file__).resolve().parent.parent
 #: Each experiment's own question: what of a run may differ from the profile's student of the same method and seed.
 VARIES = {
     "arms": set(),
@@ -57,31 +54,14 @@ def test_every_experiment_is_shown_in_a_notebook():
     assert {each for declared in NOTEBOOKS.values() for each in declared} == set(ORDER)
 
 
-@pytest.mark.parametrize("name", PROFILES)
-def test_every_control_is_compared_and_every_contrast_is_trained(name):
-    declared = {(item.labels["arm"], item.labels["variant"]): item.run for item in controls(plan(name))}
-    pairs = [tuple(pair) for _, *pair in CONTRASTS]
-    assert {each for pair in pairs for each in pair} == set(declared)
+def test_every_control_is_compared_and_every_contrast_is_trained():
+    declared = {(item.labels["arm"], item.labels["variant"]): item.run for item in controls(plan("paper"))}
     assert {run.signals.variant for run in declared.values() if run.signals} == set(VARIANTS)
     for (arm, variant), run in declared.items():
         assert run.method == ARMS[arm] and (run.signals is None or run.signals.variant == variant)
-    for treated, reference in pairs:
+    for _, treated, reference in CONTRASTS:
         # Either the student without anything, or the same arm with other signals.
         assert reference == ("Student", "") or declared[treated].method == declared[reference].method
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_variant_is_a_function_with_its_one_line(variant):
-    text = VARIANTS[variant].__doc__
-    assert text and "\n" not in text and text.endswith(".")
-    for kind, shape in zip(KINDS, ((30, 4), (30, 25), (30, 6, 6)), strict=True):
-        signal = torch.rand(shape, generator=torch.Generator().manual_seed(1)).half()
-        kept = signal.clone()
-        made, again = (vary(variant, kind, signal, torch.Generator().manual_seed(2)) for _ in "12")
-        assert (made.shape, made.dtype) == (signal.shape, signal.dtype)
-        assert torch.equal(made, again) and torch.equal(signal, kept)
-        alone = variant in MAP_CONTROLS and kind != "maps"
-        assert torch.equal(made, signal) == (variant == "described" or alone)
 
 
 def test_a_new_control_needs_one_function(monkeypatch):
@@ -114,22 +94,14 @@ def test_constants_are_searched_on_the_same_held_out_images_the_paper_s_among_th
     size = len(grid.alphas) * len(grid.temperatures) + len(grid.overlay_probs) + len(grid.gammas)
     assert methods.count(Method()) == PROFILES[name].num_seeds and len(set(methods)) == 1 + size
     assert {ARMS["IG"], ARMS["AT"]} <= set(methods) and ARMS["KD"].alpha in grid.alphas
+    assert {item.run.method for item in tuned(plan(name)) if item.labels["arm"] != "KD+IG"} <= set(methods)
 
 
 def test_the_laptop_s_tuned_constants_are_those_that_the_recorded_search_chose():
     accuracy, laptop = {}, PROFILES["laptop"]
-    for record in Store(ROOT / "records", ROOT / "build", ROOT / "weights").records("search"):
+    for record in store_in(ROOT).records("search"):
         accuracy[record.run.method] = record.outcome["accuracy"]
     if not accuracy.keys() >= {item.run.method for item in search(plan("laptop"))}:
         pytest.skip("the search is not recorded")
     kd, ig = (max((m for m in accuracy if getattr(m, on)), key=accuracy.get) for on in ("alpha", "overlay_prob"))
     assert laptop.tuned == replace(kd, overlay_prob=ig.overlay_prob)
-
-
-@pytest.mark.parametrize("name", [name for name, profile in PROFILES.items() if profile.tuned])
-def test_tuned_arms_have_the_tuned_constants_of_their_ingredients(name):
-    best = PROFILES[name].tuned
-    kd, ig = Method(alpha=best.alpha, temperature=best.temperature), Method(overlay_prob=best.overlay_prob)
-    methods = {item.labels["arm"]: item.run.method for item in tuned(plan(name))}
-    assert methods == {"Student": Method(), "KD": kd, "IG": ig, "KD+IG": best}
-    assert {kd, ig} <= {item.run.method for item in search(plan(name))}

@@ -22,9 +22,8 @@ def test_pointwise_muon_is_muon_on_the_matrices():
     ours, reference = PointwiseMuon(weights, **SETTINGS), torch.optim.Muon(matrices, **SETTINGS)
     for _ in range(3):
         model.zero_grad()
-        model(
-            torch.randn(5, 6, 3, 3, generator=generator).contiguous(memory_format=torch.channels_last)
-        ).sum().backward()
+        x = torch.randn(5, 6, 3, 3, generator=generator)
+        model(x.contiguous(memory_format=torch.channels_last)).sum().backward()
         for weight, matrix in zip(weights, matrices, strict=True):
             matrix.grad = weight.grad[:, :, 0, 0].clone()
         ours.step()
@@ -53,11 +52,9 @@ def with_gradients_of_0():
 
 
 def test_weight_decay_leaves_batch_norm_and_biases_alone():
-    model = with_gradients_of_0()
+    model, recipe = with_gradients_of_0(), Recipe(1, optimizer="muon", lr=0.1, one_cycle=False, weight_decay=0.5)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    for optimizer, _ in make_optimizers(
-        model, Recipe(1, optimizer="muon", lr=0.1, one_cycle=False, weight_decay=0.5), 1
-    ):
+    for optimizer, _ in make_optimizers(model, recipe, 1):
         optimizer.step()
     for name, parameter in model.named_parameters():
         factor = 1.0
@@ -71,11 +68,9 @@ def test_one_cycle_rises_over_a_fifth_of_the_steps_and_falls_to_nothing(name):
     cycle = [0.1, 0.2, *(0.2 * left / 8 for left in range(8, -1, -1))]
     for one_cycle, expected in ((True, cycle), (False, [0.2] * 11)):
         recipe = Recipe(1, optimizer=name, lr=0.2, one_cycle=one_cycle)
-        peaks = [0.2, MUON_LR]
-        for (optimizer, schedule), peak in zip(make_optimizers(with_gradients_of_0(), recipe, 10), peaks):
+        for (optimizer, schedule), peak in zip(make_optimizers(with_gradients_of_0(), recipe, 10), (0.2, MUON_LR)):
             for rate in expected:
-                assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
-                    [rate * peak / 0.2] * len(optimizer.param_groups)
-                )
+                for group in optimizer.param_groups:
+                    assert group["lr"] == pytest.approx(rate * peak / 0.2)
                 optimizer.step()
                 schedule.step()

@@ -6,19 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, confusion_matrix
 
-from igkd import experiments, other_images, published
+from igkd import other_images, published
 from igkd.errors import InputError
 from igkd.images import CIFAR10_CLASSES
 from igkd.other_images import ImageNetSubset, load_imagenet, mapping
-from igkd.runs import Recipe, Subset
-from igkd.study import Study
 from igkd.training import predict
 from small import small_teacher
+from test_study import digits
 
 AIRLINER, MOVING_VAN, PICKUP, SORREL, TENCH = "n02690373", "n03796401", "n03930630", "n02389026", "n01440764"
 AIRPLANE, AUTOMOBILE, HORSE, TRUCK = map(CIFAR10_CLASSES.index, ("airplane", "automobile", "horse", "truck"))
@@ -66,60 +63,33 @@ def test_a_folder_of_classes_is_brought_to_one_size_and_has_no_images_of_cifar10
         load_imagenet(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"test_images": pictures(4).astype(float)},
-        {"test_images": pictures(4, (64, 64))},
-        {"test_labels": np.array([0, 1, 2, 3])},
-        {"test_labels": np.array([0, 1])},
-        {"test_labels": np.array([0, {}, 1, 1], dtype=object)},
-        {"class_names": np.array(["owl", "bat", "elk"])},
-        {"test_labels": None},
-        {},
-    ],
-)
-def test_npz_has_classes_in_any_order_and_must_be_sound(tmp_path, changes, monkeypatch):
-    arrays = {"test_images": pictures(4), "test_labels": np.array([0, 1, 2, 2])}
-    arrays |= {"class_names": np.array(["truck", "owl", "airplane"])} | changes
-    np.savez(tmp_path / "x.npz", **{name: array for name, array in arrays.items() if array is not None})
-    if changes:
-        with pytest.raises(InputError):
-            load_imagenet(tmp_path / "x.npz")
-        return
-    monkeypatch.setenv("IGKD_IMAGENET", str(tmp_path / "x.npz"))
+def test_npz_has_classes_in_any_order_and_must_be_there_and_sound(tmp_path, monkeypatch):
+    path, names = tmp_path / "x.npz", np.array(["truck", "owl", "airplane"])
+    arrays = {"test_images": pictures(4), "test_labels": np.array([0, 1, 2, 2]), "class_names": names}
+    np.savez(path, **arrays)
+    monkeypatch.setenv("IGKD_IMAGENET", str(path))
     loaded = load_imagenet()
     np.testing.assert_array_equal(loaded.images, pictures(4)[[0, 2, 3]])
     assert loaded.labels.tolist() == [TRUCK, AIRPLANE, AIRPLANE] and loaded.left_out == 1
-
-
-def test_missing_images_are_said_with_the_ways_to_get_them(tmp_path, monkeypatch):
-    monkeypatch.delenv("IGKD_IMAGENET", raising=False)
-    for path in (None, tmp_path / "nowhere", tmp_path):
-        with pytest.raises(InputError) as caught:
-            load_imagenet(path)
-        assert other_images.WAYS in str(caught.value)
-
-
-@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
-@pytest.mark.parametrize("classes", [10, 8])
-def test_measures_are_those_of_scikit_learn(classes):
-    random = np.random.default_rng(classes)
-    labels = random.integers(0, classes, 500)
-    answers = np.where(random.random(500) < 0.6, labels, random.integers(0, 10, 500))
-    found = other_images.measures(confusion_matrix(labels, answers, labels=range(10)))
-    assert (found["accuracy"], found["n_test"]) == (pytest.approx((labels == answers).mean()), 500)
-    assert found["kappa"] == pytest.approx(cohen_kappa_score(labels, answers))
-    assert np.isnan(found["per_class_accuracy"]).tolist() == [False] * classes + [True] * (10 - classes)
-    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, answers))
+    for name, other in (
+        ("test_images", pictures(4, (64, 64))),
+        ("test_labels", np.array([0, 1])),
+        ("class_names", np.array(["owl", "bat", "elk"])),
+    ):
+        np.savez(path, **arrays | {name: other})
+        with pytest.raises(InputError):
+            load_imagenet()
+    monkeypatch.delenv("IGKD_IMAGENET")
+    for missing in (None, tmp_path / "nowhere", tmp_path):
+        with pytest.raises(InputError):
+            load_imagenet(missing)
 
 
 @pytest.mark.parametrize(("kind", "level"), [("JPEG", 75), ("JPEG", 10), ("blur", 0.5), ("blur", 1.0), ("noise", 0.08)])
 def test_corruptions_are_those_of_pillow_and_scipy(kind, level):
     smooth = gaussian_filter(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), (0, 3, 3, 0))
     images = (128 + 80 * smooth / np.abs(smooth).max()).astype(np.uint8)
-    state, made = torch.random.get_rng_state(), other_images.corrupted(images, kind, level).astype(float)
-    assert torch.equal(state, torch.random.get_rng_state())
+    made = other_images.corrupted(images, kind, level).astype(float)
     if kind == "JPEG":
         for image, found in zip(images, made, strict=True):
             file = io.BytesIO()
@@ -136,12 +106,9 @@ def test_corruptions_are_those_of_pillow_and_scipy(kind, level):
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """The digits with a teacher that is not trained for long, and two plain students of one epoch on few images."""
-    study = Study("demo", root=tmp_path_factory.mktemp("study"), device="cpu", log=lambda line: None, jobs=1)
+    """The digits with a teacher that is not trained for long, and two plain students of one epoch."""
+    study, planned = digits(tmp_path_factory.mktemp("study"), 1, 1, 1)
     study._teachers[study.plan.teacher_key] = small_teacher(study.images.take(100, 100))
-    students = [item for item in experiments.arms(study.plan) if item.labels["arm"] == "Student"][:2]
-    recipe = Recipe(1, 16, one_cycle=False, padding=2)
-    planned = [replace(each, run=replace(each.run, subset=Subset(0.2), recipe=recipe)) for each in students]
     study.ensure(planned)
     return study, planned
 
@@ -156,24 +123,25 @@ def test_clean_accuracy_is_that_of_the_record(evaluated):
     assert other_images.under_corruption(study, planned) == 0
     table = other_images.kept(study, planned, "robustness", other_images.robustness_fingerprint(study))
     clean = table[table.condition == other_images.CLEAN].set_index("key")
-    for item in planned:
-        for name in ("accuracy", "balanced_accuracy", "kappa"):
-            assert clean.loc[item.run.key, name] == pytest.approx(study.store.find(item.run.key).outcome[name])
+    names = ["accuracy", "balanced_accuracy", "kappa"]
+    np.testing.assert_allclose(clean[names], study.table(planned)[names])
     assert len(table) == 2 * (1 + sum(map(len, other_images.CORRUPTIONS.values())))
 
 
 def test_groups_are_all_images_and_those_the_teacher_gets_right(evaluated):
     study, planned = evaluated
     subset = drawn_images(study, 0)
-    wrong = replace(
-        subset, labels=(predict(study.teacher().model, subset.images, study.compute).argmax(1).numpy() + 1) % 10
-    )
+
+    def answers(model):
+        return predict(model, subset.images, study.compute).argmax(1).numpy()
+
+    wrong = replace(subset, labels=(answers(study.teacher().model) + 1) % 10)
     for images in (subset, wrong):  # a teacher that is never right leaves a group without images
         other_images.on_imagenet(study, planned, images)
-        right = predict(study.teacher().model, images.images, study.compute).argmax(1).numpy() == images.labels
+        right = answers(study.teacher().model) == images.labels
         for item in planned:
             rows = other_images.kept(study, [item], "imagenet", images.fingerprint).set_index("condition")
-            correct = predict(study.student(item.run), images.images, study.compute).argmax(1).numpy() == images.labels
+            correct = answers(study.student(item.run)) == images.labels
             assert rows.accuracy[other_images.ALL] == pytest.approx(correct.mean())
             assert rows.n_test[other_images.TEACHER_CORRECT] == right.sum()
             if right.any():
@@ -184,6 +152,10 @@ def test_nothing_is_evaluated_twice_pooled_or_taken_from_another_teacher(evaluat
     study, planned = evaluated
     first, second = drawn_images(study, 1), drawn_images(study, 2)
     paths = [study.store.root / "shift" / "imagenet" / f"{item.run.key}-{first.fingerprint}.json" for item in planned]
+
+    def kept():
+        return other_images.kept(study, planned, "imagenet", first.fingerprint)
+
     other_images.on_imagenet(study, planned, first)
     before = [path.stat().st_mtime_ns for path in paths]
     other_images.on_imagenet(study, planned, first)
@@ -193,11 +165,11 @@ def test_nothing_is_evaluated_twice_pooled_or_taken_from_another_teacher(evaluat
     assert len(table) == 4 and table.fingerprint.nunique() == 1 and table.fingerprint[0] != second.fingerprint
     assert other_images.kept(study, planned, "imagenet-corrected").empty
     paths[0].write_text(json.dumps(json.loads(paths[0].read_text()) | {"teacher": "another"}))
-    assert set(other_images.kept(study, planned, "imagenet", first.fingerprint).seed) == {1}
+    assert set(kept().seed) == {1}
     other_images.on_imagenet(study, planned, first)
-    assert set(other_images.kept(study, planned, "imagenet", first.fingerprint).seed) == {0, 1}
+    assert set(kept().seed) == {0, 1}
     paths[1].write_text("{}")  # damaged
     with pytest.raises(InputError):
-        other_images.kept(study, planned, "imagenet", first.fingerprint)
+        kept()
     study.store.forget(planned[1].run.key)
     assert not list(study.store.root.glob(f"shift/*/{planned[1].run.key}*"))

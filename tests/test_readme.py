@@ -1,12 +1,15 @@
-"""README.md and docs/: the table of the claims is that of the records, the example runs, links and commands hold."""
+"""README.md, docs/ and the static site: claims are those of the records, the example runs, links and commands hold."""
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+import bs4
 import pytest
 
 from igkd.claims import renewed
@@ -26,12 +29,10 @@ def test_the_claims_are_those_of_the_records():
         assert not list((ROOT / "records").glob("*/*.json"))
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
-)
-def test_pictures_and_links_are_there(path):
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", path.read_text()):
-        assert (path.parent / target).exists(), target
+def test_pictures_and_links_are_there():
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", path.read_text()):
+            assert (path.parent / target).exists(), (path, target)
 
 
 def test_the_library_example_runs():
@@ -53,9 +54,36 @@ def test_every_command_exists(command):
         subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
     else:
         program = words[1 : 4 if "-m" in words else 2]
-        known = subprocess.run(
-            [sys.executable, *program, "--help"], cwd=ROOT, check=True, capture_output=True, text=True
-        )
-        assert words[0] == "python" and {word for word in words[1:] if word[:2] == "--"} <= set(
-            re.findall(r"--[\w-]+", known.stdout)
-        )
+        known = subprocess.check_output([sys.executable, *program, "--help"], cwd=ROOT, text=True)
+        given = {word for word in words[1:] if word[:2] == "--"}
+        assert words[0] == "python" and given <= set(re.findall(r"--[\w-]+", known))
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Path and content of each page."""
+    site = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", "-d", str(site / "trees"), "."]
+    built = subprocess.run([*command, str(site / "html")], cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return {path: bs4.BeautifulSoup(path.read_text(), "html.parser") for path in (site / "html").rglob("*.html")}
+
+
+def test_links_lead_to_a_page_of_the_site_and_to_a_place_in_it(pages):
+    broken = []
+    for path, page in pages.items():
+        for link in page.select("a[href], link[href], script[src], img[src]"):
+            url = urlsplit(link.get("href") or link.get("src"))
+            if url.scheme or url.netloc:
+                continue
+            target = Path(os.path.normpath(path.parent / unquote(url.path))) if url.path else path
+            if not target.exists() or (url.fragment and target in pages and not pages[target].find(id=url.fragment)):
+                broken.append((path.name, url.geturl()))
+    assert not broken
+
+
+def test_a_page_fetches_nothing_from_elsewhere_and_every_picture_has_a_text(pages):
+    for path, page in pages.items():
+        for element in page.select("script[src], img[src], link[rel=stylesheet]"):
+            assert not urlsplit(element.get("src") or element.get("href")).netloc, (path.name, element)
+        assert all(image.get("alt") for image in page.select("img")), path.name

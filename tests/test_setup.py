@@ -20,14 +20,11 @@ ROOT = Path(__file__).parent.parent
 HOSTS = ["pypi" + ".org", "python" + "hosted.org", "ana" + "conda.org", "pytorch" + ".org/whl", "npm" + "js."]
 HOMES = [r"home/\w", r"Users/\w", "root/", "work/", "scratch/", "opt/wheels"]
 # In the middle of a URL or of base64 these are no paths.
-FORBIDDEN = re.compile(
-    "|".join(map(re.escape, HOSTS)) + rf"|(?<![\w.+~}}-])/(?:{'|'.join(HOMES)})" + r"|\b[A-Z]:\\{1,2}" + r"Users\b"
-)
+HOME = rf"(?<![\w.+~}}-])/(?:{'|'.join(HOMES)})" + r"|\b[A-Z]:\\{1,2}" + r"Users\b"
+FORBIDDEN = re.compile("|".join(map(re.escape, HOSTS)) + "|" + HOME)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-REQUIREMENTS = [
-    text for texts in (PROJECT["dependencies"], *EXTRAS.values()) for text in texts if not text.startswith("igkd[")
-]
+REQUIREMENTS = PROJECT["dependencies"] + [text for text in sum(EXTRAS.values(), []) if text[:5] != "igkd["]
 
 
 def test_the_environment_has_the_pins_of_the_package():
@@ -69,27 +66,12 @@ def test_the_citation_names_this_version_and_the_paper():
     assert "arXiv:2506.14440" in [each["value"] for each in citation["preferred-citation"]["identifiers"]]
 
 
-def test_registries_and_paths_of_one_machine_are_noticed_and_other_text_is_not():
-    paths = ["home" + "/ada/data", "Users" + "/ada", "root" + "/x", "work" + "/x"]
-    named = [f"{start}/{path}" for start in ("", "file://", "'", "= ", "(") for path in paths]
-    assert all(
-        FORBIDDEN.search(text) for text in named + [f"pip install --index-url https://{host}/x" for host in HOSTS]
-    )
-    other = ["https://a.example/" + "home/page", "~/" + "work/data", "/path/to/cifar10"]
-    assert not any(FORBIDDEN.search(text) for text in other)
-
-
 def test_no_tracked_file_names_a_registry_or_a_machine():
-    try:
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout
-    except FileNotFoundError:
-        listed = ""
-    tracked = listed.split("\0")
-    if "pyproject.toml" not in tracked:
+    if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout of this project")
-    found = []
-    for path in (ROOT / name for name in filter(None, tracked)):
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
+    assert "pyproject.toml" in tracked
+    for path in map(ROOT.joinpath, tracked):
         # A deleted file stays listed until the deletion is committed.
         text = path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else ""
-        found += [f"{path.name}: {match.group()}" for match in FORBIDDEN.finditer(text)]
-    assert not found
+        assert not FORBIDDEN.search(text), path.name

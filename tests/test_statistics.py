@@ -55,13 +55,6 @@ def test_compare_is_scipys_test_and_the_order_of_arms_is_the_sign(a, b, pair_by)
     assert np.isnan(row.p) or 0 <= row.p <= row.p_holm <= 1
 
 
-@checked
-@given(some.lists(some.floats(0, 1) | NAN, max_size=12))
-def test_holm_gives_probabilities_and_nothing_for_what_has_no_answer(drawn):
-    found = st.holm(pd.Series(drawn, dtype=float))
-    assert np.array_equal(found.isna(), np.isnan(drawn)) and (found.isna() | found.between(drawn, 1)).all()
-
-
 def test_holm_is_statsmodels_and_the_worked_case():
     p = pd.Series({"a": 0.01, "b": 0.04, "c": 0.03, "d": np.nan})
     assert st.holm(p).tolist() == pytest.approx([0.04, 0.09, 0.09, np.nan], nan_ok=True)  # worked by hand
@@ -92,11 +85,11 @@ def test_factorial_is_the_analysis_of_variance(seed, block):
     assert found.estimate["KD:IG"] == pytest.approx(both)
 
 
-@pytest.mark.parametrize("repeats", [1, 3])
-def test_factorial_says_nothing_about_chance_without_a_spread(repeats):
-    found = st.factorial(table(**{arm: [0.4] * repeats for arm in ARMS}))
-    assert found.estimate.tolist() == pytest.approx([0] * 7)
-    assert found[["low", "high", "p", "p_holm"]].isna().all(axis=None)
+def test_factorial_says_nothing_about_chance_without_a_spread():
+    for repeats in (1, 3):
+        found = st.factorial(table(**{arm: [0.4] * repeats for arm in ARMS}))
+        assert found.estimate.tolist() == pytest.approx([0] * 7)
+        assert found[["low", "high", "p", "p_holm"]].isna().all(axis=None)
 
 
 @checked
@@ -116,9 +109,8 @@ def test_spread_and_interval_are_those_of_a_regression(a, b):
         assert ends == pytest.approx(smf.ols("a ~ 1", pd.DataFrame({"a": a})).fit().conf_int().to_numpy()[0])
 
 
-@pytest.mark.parametrize(("paired", "design"), [(False, TTestIndPower()), (True, TTestPower())])
-def test_power_is_statsmodels(paired, design):
-    for n, effect in product((3, 10, 40), (0.2, 0.5, 1.0)):
+def test_power_is_statsmodels():
+    for n, effect, (paired, design) in product((3, 40), (0.2, 1.0), ((False, TTestIndPower()), (True, TTestPower()))):
         assert st.power(effect, 1, n, paired=paired) == pytest.approx(design.power(effect, n, 0.05), rel=1e-6)
 
 

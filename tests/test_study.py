@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from itertools import product
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from igkd.errors import InputError, TrainingError
 from igkd.experiments import PROFILES, Planned
 from igkd.models import pack_weights, state_digest
 from igkd.records import Record, write_atomically
-from igkd.runs import ARMS, Architecture, Method, SignalSpec
+from igkd.runs import Architecture, Method, SignalSpec
 from igkd.study import Study
 from igkd.training import evaluate, predict
 from small import COMPUTE, RECIPE, small_images, small_run, small_teacher
@@ -81,25 +81,13 @@ def test_the_paper_s_runs_are_done_in_the_order_of_their_weight(study):
     """Pairs behind the claims, what the signals contribute, then factorial, Monte Carlo, sweep and recipe."""
     study.profile = PROFILES["paper"]
     teacher, *items = study.planned()
-    pair, cuts = ("Student", "KD+IG"), (17, 15, 13, 11, 9, 7, 3)  # that of 5 is among the pairs
-    new_controls = [("KD+IG", "released"), ("KD", "described"), ("KD", "permuted"), ("IG", "described")]
-    new_controls += [("IG", variant) for variant in ("other_image", "noise", "dimming")]
-    expected = [("arms", arm, seed) for seed, arm in product(range(10), pair)]
-    expected += [("controls", each, seed) for seed, each in product(range(5), sorted(new_controls))]
-    expected += [("arms", arm, seed) for seed, arm in product(range(5), [arm for arm in ARMS if "AT" in arm])]
-    expected += [("arms", "KD+IG+AT", seed) for seed in range(5, 10)]
-    expected += [("monte_carlo", arm, seed) for seed, arm in product(range(10), pair)]
-    expected += [("sweep", (arm, cut), seed) for seed, cut, arm in product(range(2), cuts, pair)]
-    expected += [("paper_recipe", arm, seed) for seed, arm in product(range(3), pair)]
-    found = []
-    for item in items:
-        arm, of = item.labels["arm"], item.labels.get("variant") or item.labels.get("blocks_removed")
-        found.append((item.experiment, (arm, of) if of else arm, item.labels["seed"]))
-        assert (item.run.seed, item.run.data) == (item.labels["seed"], IMAGES.fingerprint)
-        assert item.run.signals is None or item.run.signals.teacher == teacher.run.key
-    found[20:55] = sorted(found[20:55], key=lambda each: each[::-1])  # the order of a seed's controls does not matter
-    assert teacher.labels["arm"] == "Teacher" and found == expected
+    counted = [(name, len(list(group))) for name, group in groupby(items, lambda item: item.experiment)]
+    # Two arms of ten seeds; seven controls of five; four arms with AT of five, and KD+IG+AT of five more; seven cuts
+    # (the eighth is that of the pairs), two arms, two seeds.
+    expected = [("arms", 20), ("controls", 35), ("arms", 25), ("monte_carlo", 20), ("sweep", 28), ("paper_recipe", 6)]
+    assert teacher.labels["arm"] == "Teacher" and counted == expected
     assert len({item.run.key for item in items}) == len(items)
+    assert {item.run.signals.teacher for item in items if item.run.signals} == {teacher.run.key}
 
 
 @pytest.mark.parametrize("blocks_removed", [17, 16], ids=["a cut of the paper", "a cut without a tap"])
@@ -169,21 +157,6 @@ def test_a_teacher_that_fails_is_trained_once_and_its_students_not_at_all(study)
     assert study.store.keys() == {RUN.key}
 
 
-def test_a_damaged_record_is_named_and_trained_again_once_it_is_deleted(study):
-    items = planned(0, 1)
-    table = study.ensure(items)
-    path = study.store.root / "arms" / f"{RUN.key}.json"
-    whole = path.read_text()
-    for damaged in (whole[:-100], whole.replace('"n_test": 12', '"n_test": 21'), ""):
-        path.write_text(damaged)
-        with pytest.raises(InputError) as caught:
-            study.ensure(items)
-        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-    path.unlink()
-    measures = table.columns.drop("seconds")
-    assert study.ensure(items)[measures].equals(table[measures])
-
-
 def program(root, jobs, *epochs):
     """Another program that trains `digits`, and says each line as it comes."""
     code = (
@@ -199,21 +172,18 @@ def trainers(of: int | None = None):
     return [each for each in psutil.Process(of).children(recursive=True) if "popen_loky" in " ".join(each.cmdline())]
 
 
-def test_runs_are_the_same_one_by_one_side_by_side_and_by_two_programs_at_once(tmp_path):
-    found = []
-    for jobs in (1, 2):
-        study, items = digits(tmp_path / str(jobs), jobs, 1, 1, 1, 1)
-        study.ensure(items)
-        found.append(outcomes(study, items))
-    shared = tmp_path / "shared"
-    programs = [program(shared, 1, 1, 1, 1, 1) for _ in "12"]
+def test_two_programs_at_once_train_what_one_trains(tmp_path):
+    study, items = digits(tmp_path / "one", 1, 1, 1, 1)
+    study.ensure(items)
+    programs = [program(tmp_path / "two", 1, 1, 1, 1) for _ in "12"]
     assert [(each.communicate() and each.returncode) for each in programs] == [0, 0]
-    found.append(outcomes(digits(shared, 1)[0], items))
-    assert found[0] == found[1] == found[2] and len({str(outcome) for outcome in found[0]}) == 4
-    assert len([path for path in (shared / "build").rglob("*") if path.is_file()]) == 8  # records and weights alone
+    found = outcomes(digits(tmp_path / "two", 1)[0], items)
+    assert found == outcomes(study, items) and len({str(outcome) for outcome in found}) == 3
+    assert len([path for path in (tmp_path / "two").rglob("*") if path.is_file()]) == 6  # records and weights alone
 
 
 def test_after_kill_9_no_process_is_left_and_the_study_ends_as_if_nothing_had_been(tmp_path):
+    """And as if runs had been trained one by one."""
     epochs = 1, 15, 15
     study, items = digits(tmp_path / "killed", 1, *epochs)
     killed = program(tmp_path / "killed", 2, *epochs)
@@ -229,12 +199,12 @@ def test_after_kill_9_no_process_is_left_and_the_study_ends_as_if_nothing_had_be
     study.ensure(items)
     assert not any(path.exists() for path in checkpoints)
     whole, _ = digits(tmp_path / "whole", 1)
-    whole.ensure(items[2:])
-    assert outcomes(study, items[2:]) == outcomes(whole, items[2:])
+    whole.ensure(items)
+    assert outcomes(study, items) == outcomes(whole, items)
 
 
 def test_a_process_that_is_killed_fails_what_it_trained_and_nothing_else(tmp_path):
-    study, items = digits(tmp_path, 2, *[1] * 9)
+    study, items = digits(tmp_path, 2, *[1] * 7)
 
     def killing(line):
         study.lines.append(line)
@@ -247,6 +217,4 @@ def test_a_process_that_is_killed_fails_what_it_trained_and_nothing_else(tmp_pat
         study.ensure(items)
     failed = [line for line in study.lines if line.startswith("failed: ")]
     assert 2 <= len(failed) <= 4  # what two processes had, and what was handed to them
-    assert len(study.table(items)) == 9 - len(failed)
-    study.log = study.lines.append
-    assert len(study.ensure(items)) == 9
+    assert len(study.table(items)) == 7 - len(failed)

@@ -12,10 +12,10 @@ from igkd import experiments
 from igkd.errors import InputError, MissingImages
 from igkd.images import CIFAR10_CLASSES
 from igkd.study import Study
+from test_images import random_arrays
 from test_run_all import RUN_ALL, run_all, small_repository, write_notebook
 from test_study import record
 
-N_TRAIN, N_TEST = 40, 20
 PARAMETERS = 'profile = "paper"\ndata = ""\ndevice = "auto"'
 DRAWS = """
 from igkd import experiments
@@ -28,17 +28,14 @@ print(study.ensure(experiments.arms(study.plan)[:8]).accuracy.round(3).tolist())
 @pytest.fixture
 def studies(tmp_path, monkeypatch):
     """Two studies on the same records of eight runs each of two experiments; the second has no images."""
-    pixels = np.random.default_rng(0).integers(0, 256, (N_TRAIN, 32, 32, 3)).astype(np.uint8)
-    labels = np.arange(N_TRAIN) % 10
-    train = {"train_images": pixels, "train_labels": labels, "class_names": np.array(CIFAR10_CLASSES)}
-    np.savez(tmp_path / "images.npz", **train, test_images=pixels[:N_TEST], test_labels=labels[:N_TEST])
+    np.savez(tmp_path / "images.npz", **random_arrays(CIFAR10_CLASSES, 4, size=32))
     monkeypatch.delenv("IGKD_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     quiet = {"device": "cpu", "root": tmp_path, "log": lambda line: None, "jobs": 1}
     here = Study("paper", data=tmp_path / "images.npz", **quiet)
     for number, item in enumerate([*experiments.monte_carlo(here.plan)[:8], *experiments.arms(here.plan)[:8]]):
         made = record(item.run, accuracy=0.9 + number / 1000, data="cifar10")
-        counts = {"n_train": round(item.run.subset.fraction * N_TRAIN), "n_test": N_TEST}
+        counts = {"n_train": round(item.run.subset.fraction * 40), "n_test": 40}
         here.store.add(replace(made, outcome=made.outcome | counts), item.experiment)
     return here, Study("paper", **quiet)
 
