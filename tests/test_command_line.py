@@ -125,5 +125,5 @@ def test_a_reader_that_has_gone_is_no_error(trained, program):
 def test_any_console_will_do(shell):
     said = "import sys; from igkd.errors import exit_code; sys.exit(exit_code('p', lambda: print('–') or 0))"
     command = shell.format(f'"{sys.executable}" -c "{said}"')
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=REPOSITORY)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
