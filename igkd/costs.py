@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -211,7 +212,7 @@ def read_measurement(path: Path, name: str) -> tuple[pd.DataFrame, dict]:
     return pd.DataFrame(content[name]["rows"]), content["machine"]
 
 
-def first_calls(orders: dict[str, tuple[int, ...]]) -> pd.DataFrame:
+def first_calls(orders: dict[str, tuple[int, ...]], rounds: int = 3) -> pd.DataFrame:
     """Time of each network's very first call on one image, one network after the other in a fresh process.
 
     This is how the released code times its models (one call each, the teacher first, nothing repeated), so the first
@@ -221,17 +222,21 @@ def first_calls(orders: dict[str, tuple[int, ...]]) -> pd.DataFrame:
     ----------
     orders : dict
         Name of an order -> blocks removed, in the order of the calls; 0 is the teacher.
+    rounds : int
+        Fresh processes of each order.
 
     Returns
     -------
     DataFrame
-        ``order``, ``blocks_removed``, ``milliseconds``.
+        ``order``, ``round``, ``blocks_removed``, ``milliseconds``.
     """
     rows = []
-    for name, cuts in orders.items():
+    for number, (name, cuts) in product(range(rounds), orders.items()):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            rows += [(name, cut, 1000 * each) for cut, each in zip(cuts, fresh.submit(_call_each, cuts).result())]
-    return pd.DataFrame(rows, columns=["order", "blocks_removed", "milliseconds"])
+            rows += [
+                (name, number, cut, 1e3 * each) for cut, each in zip(cuts, fresh.submit(_call_each, cuts).result())
+            ]
+    return pd.DataFrame(rows, columns=["order", "round", "blocks_removed", "milliseconds"])
 
 
 def _call_each(cuts: tuple[int, ...]) -> list[float]:

@@ -309,19 +309,16 @@ class Study:
             If weights that came with the repository are damaged.
         """
         path, made_here = self.store.find_weights(run.key), self.store.weights_path(run.key)
-        why = "not here"
-        if path is not None:
-            try:
-                return load_weights(path, self.images.num_classes)
-            except InputError:
-                if path != made_here:
-                    raise
-                why = "damaged"
+        try:
+            return load_weights(path or made_here, self.images.num_classes)
+        except InputError:
+            if path not in (None, made_here):
+                raise
         record = self.store.find(run.key)
         takes_long = self.compute.device == "cpu" and record and record.provenance["seconds"] > patience
         if not self.has_images or takes_long or run.data != self.fingerprint:
             return None
-        self.log(f"the weights of run {run.key} are {why}; it is trained again")
+        self.log(f"the weights of run {run.key} are not here, or damaged; it is trained again")
         self.train(run)
         return load_weights(made_here, self.images.num_classes)
 
