@@ -109,7 +109,7 @@ def answer(gains: pd.DataFrame, line: float) -> Figure:
     return figure
 
 
-def image_rows(rows: dict[str, np.ndarray], titles=(), cmap: str = "magma") -> Figure:
+def image_rows(rows: dict[str, np.ndarray], titles=()) -> Figure:
     """Rows of small pictures under each other, with titles over the columns.
 
     Parameters
@@ -122,7 +122,9 @@ def image_rows(rows: dict[str, np.ndarray], titles=(), cmap: str = "magma") -> F
     figure, axes = plt.subplots(len(rows), 1, figsize=(1.15 * columns + 1.2, 1.2 * len(rows)), squeeze=False)
     for axis, (title, pictures) in zip(axes[:, 0], rows.items(), strict=True):
         if pictures.ndim == 3:
-            pictures = np.stack([plt.get_cmap(cmap)(plt.Normalize()(each), bytes=True)[..., :3] for each in pictures])
+            pictures = np.stack(
+                [plt.get_cmap("magma")(plt.Normalize()(each), bytes=True)[..., :3] for each in pictures]
+            )
         pictures = pictures if pictures.dtype == np.uint8 else np.uint8(255 * pictures.clip(0, 1))
         # One picture a row: axes for each small one take longer to lay out than everything else in a notebook.
         gap = 1 + pictures.shape[2] // 10
@@ -151,12 +153,12 @@ def training_curves(history: list[dict]) -> Figure:
     return figure
 
 
-def per_class(accuracies: list[float], class_names: tuple[str, ...], overall: float) -> Figure:
-    """Accuracy of each class, and the overall accuracy as a line."""
+def per_class(accuracies: pd.Series, overall: float) -> Figure:
+    """Accuracy of each class (the index), and the overall accuracy as a line."""
     figure, axis = plt.subplots(figsize=(7, 3))
-    axis.plot(class_names, 100 * np.array(accuracies), "o")
+    axis.plot(accuracies.index, 100 * accuracies, "o")
     axis.axhline(100 * overall, color="0.3", lw=1, ls="--", label=f"all: {overall:.2%}")
-    axis.set(ylabel="test accuracy (%)", title="the teacher, by class of the test images")
+    axis.set(ylabel="test accuracy (%)", title=f"{accuracies.idxmax()} is easiest, {accuracies.idxmin()} hardest")
     axis.tick_params(axis="x", rotation=30)
     axis.legend()
     return figure
@@ -178,7 +180,9 @@ def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
     panels = {"published: CIFAR-10\nstudent 4.12x smaller": published[published.arm.isin(table.arm)], title: table}
     for axis, (data, frame) in zip(axes, panels.items(), strict=True):
         _runs_of_arms(axis, frame)
-        axis.set(title=f"{data}, {_range(frame.groupby('arm').size())} runs an arm", xlabel="", ylabel="")
+        means = 100 * frame.groupby("arm").accuracy.mean().reindex(["KD+IG", "Student"])
+        gain = f"KD+IG minus Student: {means['KD+IG'] - means['Student']:+.2f} points"
+        axis.set(title=f"{data}, {_range(frame.groupby('arm').size())} runs an arm", xlabel=gain, ylabel="")
     half = max(np.ptp(axis.get_ylim()) for axis in axes) / 2
     for axis in axes:
         axis.set_ylim(np.mean(axis.get_ylim()) - half, np.mean(axis.get_ylim()) + half)
@@ -501,7 +505,7 @@ def compression_accuracy(sources: dict[str, pd.DataFrame]) -> Figure:
     sns.scatterplot(gain.reset_index(), y="gain", color=ARM_COLOURS["KD+IG"], ax=right, **look)
     right.axhline(0, color=ARM_COLOURS["Student"], lw=1.2)
     left.set(ylabel="test accuracy (%)", title="accuracy")
-    right.set(ylabel="points", title="KD+IG minus Student, a dot a pair")
+    right.set(ylabel="points", title=f"KD+IG minus Student: {gain[next(iter(sources))].mean():+.2f} here in the mean")
     for axis in (left, right):
         axis.set(xscale="log", xlabel="compression factor")
         axis.xaxis.set_major_formatter("{x:g}")

@@ -151,8 +151,6 @@ class Study:
         if self.profile.teacher is not None:
             return Plan(self.profile, self.fingerprint, teacher_run(self.fingerprint, self.profile.teacher).key)
         path = self.store.shipped / SHIPPED_TEACHER
-        if not path.exists():
-            raise InputError(f"the {self.profile.name} profile needs the teacher {path}; get it from the repository")
         if "run" not in (metadata := weights_metadata(path)):
             raise InputError(f"{path} does not say of which run it is; get it from the repository again")
         return Plan(self.profile, self.fingerprint, metadata["run"])

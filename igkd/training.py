@@ -110,8 +110,7 @@ def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
     maps = None if signals.maps is None else pad(signals.maps, recipe.padding)
     tap = attention_tap(run.architecture.blocks_removed) if method.gamma else None
     released = run.signals is not None and run.signals.variant == "released"  # its code moves the image alone
-    first_steps = round(recipe.first_share * num_steps)
-    first_size = tuple(round(recipe.first_scale * side) for side in images.size)
+    sizes = [(tuple(round(scale * side) for side in images.size), until * num_steps) for scale, until in recipe.scales]
 
     def losses(rows: Tensor, drawn: Draw, step: int) -> tuple[dict[str, Tensor], Tensor]:
         """The terms of the loss by name, not weighted, and the share of the batch that is right."""
@@ -121,8 +120,8 @@ def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
             x = overlay(x, crop_mirror(maps, rows, moved, images.size).float(), drawn, method.overlay_weight)
         if recipe.cutout:
             x = cutout(x, drawn, recipe.cutout)
-        if step < first_steps:
-            x = F.interpolate(x, first_size, mode="area")
+        if size := next((size for size, until in sizes if step < until), None):
+            x = F.interpolate(x, size, mode="area")
         with compute.autocast():
             output = model(x, tap)
         logits, activation = output if method.gamma else (output, None)

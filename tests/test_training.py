@@ -23,7 +23,7 @@ from small import ALL, COMPUTE, RECIPE, small_images, small_run, small_signals, 
 
 IMAGES = small_images()
 ADAM = replace(RECIPE, optimizer="adam", lr=1e-3, one_cycle=False, weight_decay=0.0)
-MUON = replace(RECIPE, optimizer="muon", first_scale=0.5, first_share=0.6)
+MUON = replace(RECIPE, optimizer="muon", scales=((0.25, 0.2), (0.5, 0.6)))
 ONE_STEP = replace(RECIPE, num_epochs=1, batch_size=40)
 TEACHER = Architecture(0, normalize=True)
 HALF = Subset(fraction=0.5)
@@ -172,13 +172,14 @@ def test_signals_as_released_are_not_moved_with_the_image(ingredient, moves, tmp
         assert (history("permuted", recipe, flip) != history("released", recipe, flip)) == (moves and flip)
 
 
-def test_images_are_smaller_in_the_first_share_of_the_steps(tmp_path):
-    whole, smaller = (inputs(small_run(IMAGES, ALL, replace(MUON, first_share=s)), tmp_path) for s in (0.0, 0.6))
+def test_images_are_scaled_down_in_the_shares_of_the_steps_that_the_recipe_gives(tmp_path):
+    whole, scaled = (inputs(small_run(IMAGES, ALL, each), tmp_path) for each in (replace(MUON, scales=()), MUON))
     assert [x.shape[2:] for x in whole] == [(16, 16)] * 10
-    assert [x.shape[2:] for x in smaller] == [(8, 8)] * 6 + [(16, 16)] * 4
-    for small, large in zip(smaller[:6], whole):  # of the same crops, two by two pixels each
-        squares = [large[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1)]
-        torch.testing.assert_close(small, sum(squares) / 4)
+    assert [x.shape[2:] for x in scaled] == [(4, 4)] * 2 + [(8, 8)] * 4 + [(16, 16)] * 4
+    for small, large in zip(scaled, whole):  # means of squares of the same crops
+        n = 16 // small.shape[2]
+        squares = [large[:, :, row::n, column::n] for row in range(n) for column in range(n)]
+        torch.testing.assert_close(small, sum(squares) / n**2)
 
 
 def test_a_square_is_cut_out_of_every_image_after_the_overlay(tmp_path):
