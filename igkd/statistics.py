@@ -132,8 +132,8 @@ def smallest_difference(n: int, sd: float, *, power: float = 0.8, paired: bool =
 
 
 def runs_needed(difference: float, sd: float, *, power: float = 0.8, paired: bool = True, alpha: float = 0.05) -> float:
-    """Runs of each arm (pairs if `paired`) that find a true difference of this size; NaN if no number can."""
-    if not abs(difference) > TINY * sd or np.isnan(smallest_difference(2, sd, power=power, paired=paired, alpha=alpha)):
+    """Runs of each arm (pairs if `paired`) that find a true difference of this size; NaN if none, or only 10^13, can."""
+    if not abs(difference) > 1e-6 * sd or np.isnan(smallest_difference(2, sd, power=power, paired=paired, alpha=alpha)):
         return np.nan
     most = 2
     while _power(difference, sd, most, paired=paired, alpha=alpha) < power:
