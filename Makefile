@@ -1,4 +1,4 @@
-# make reproduce   the study, in an environment of its own under .venv
+# make reproduce   the demo, in an environment of its own under .venv
 # make test        lint, format and tests, in the same environment
 # make site        the static site in build/site, in the same environment
 # Another interpreter: make reproduce PYTHON=python3.12 (make clean first, if .venv has a different one)

@@ -61,9 +61,8 @@ def measured(side: str, data: str, method: str, n_steps: int, num_images: int, d
     import torch
 
     from igkd.attribution import make_baseline
-    from igkd.images import load_images
+    from igkd.images import as_input, load_images
     from igkd.models import load_weights
-    from igkd.signals import as_input
 
     images = load_images("cifar10", data)
     model = load_weights(TEACHER, images.num_classes).to(device).eval()

@@ -2,7 +2,7 @@
 
 Five claims are about a gain. Each is examined on pairs of runs that share seed, images and initial weights. The
 declared pairs are 10 seeds (C1, C3), 10 random subsets (C4), 8 compression factors, each the mean of two seeds or
-more (C5), and 5 seeds or more scored by balanced accuracy on all images of the mapped classes (C6). Two questions are
+more (C5), and 10 seeds scored by balanced accuracy on all images of the mapped classes (C6). Two questions are
 asked of the difference, arm minus reference:
 
 1. Is there a gain? Yes if the 95 % interval lies above 0 and p is below 0.05 after Holm's correction over the five
@@ -117,6 +117,7 @@ class Claim:
 
 
 def _declared(study: Study, claim: Claim) -> list:
+    """The claim's runs of its two arms."""
     return [item for item in claim.runs(study.plan) if item.labels["arm"] in (claim.arm, claim.reference)]
 
 
@@ -182,7 +183,7 @@ GAINS = {
     "C5": Claim("IG-based distillation is ahead over compression factors 2.2x to 1122x",
                 PUBLISHED["C5"], 8, "07", experiments.sweep, by_factor),
     "C6": Claim("it generalises to an ImageNet subset aligned with the CIFAR-10 classes",
-                PUBLISHED["C6"], 5, "06", experiments.factorial, on_imagenet),
+                PUBLISHED["C6"], 10, "06", experiments.factorial, on_imagenet),
 }  # fmt: skip
 
 #: The last column says in which direction a difference may push the accuracy or the gain.
@@ -209,7 +210,7 @@ DIFFERENCES_FROM_THE_PAPER = pd.DataFrame([
 ], columns=["aspect", "paper", "here", "may push"])  # fmt: skip
 
 
-def verdict(complete: bool, estimate: float, interval, narrow, p: float, smallest: float, margin: float) -> str:
+def verdict(complete: bool, estimate: float, interval, narrow, p: float, predicted: float, margin: float) -> str:
     """The verdict on a claimed gain, by the rules at the top of this module; all numbers in one unit.
 
     Parameters
@@ -221,7 +222,7 @@ def verdict(complete: bool, estimate: float, interval, narrow, p: float, smalles
         Its 95 % and 90 % intervals.
     p : float
         After Holm's correction.
-    smallest : float
+    predicted : float
         Lower end of the prediction interval.
     margin : float
         Half the published difference of means, or `SMALLEST_GAIN`.
@@ -231,7 +232,7 @@ def verdict(complete: bool, estimate: float, interval, narrow, p: float, smalles
     if interval[1] < 0:
         return "contradicted"
     if interval[0] > 0 and p < 0.05:
-        return "smaller than published" if estimate < smallest else "reproduced"
+        return "smaller than published" if estimate < predicted else "reproduced"
     return "no gain" if -margin < narrow[0] and narrow[1] < margin else "inconclusive"
 
 

@@ -14,11 +14,11 @@ from scipy import stats
 
 from igkd import claims
 from igkd.records import records_digest
+from igkd.runs import ARMS
 from igkd.statistics import power, t_interval
 
 #: One colour for each arm, in all figures.
-_ARMS = ("Student", "KD", "IG", "AT", "KD+IG", "KD+AT", "IG+AT", "KD+IG+AT")
-ARM_COLOURS = dict(zip(_ARMS, sns.color_palette("colorblind", 8), strict=True))
+ARM_COLOURS = dict(zip(ARMS, sns.color_palette("colorblind", len(ARMS)), strict=True))
 
 
 def use_style() -> None:

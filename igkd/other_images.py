@@ -261,7 +261,7 @@ def on_imagenet(study: Study, planned: list[Planned], subset: ImageNetSubset) ->
     Returns
     -------
     int
-        Runs that could not be evaluated, because their weights are not here (see `Study.student`).
+        Runs that could not be evaluated, because their weights are not here (see `Study.network`).
     """
 
     def shown() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -279,7 +279,7 @@ def under_corruption(study: Study, planned: list[Planned]) -> int:
     Returns
     -------
     int
-        Runs that could not be evaluated, because their weights are not here (see `Study.student`).
+        Runs that could not be evaluated, because their weights are not here (see `Study.network`).
     """
 
     def shown() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -338,7 +338,7 @@ def _evaluate(study: Study, planned, name: str, fingerprint: str, images: str, t
         path = study.store.root / "shift" / name / f"{key}-{fingerprint}.json"
         if path.exists() and _read(path).teacher == teacher:
             continue
-        model = study.teacher().model if key == study.plan.teacher_key else study.student(item.run)
+        model = study.network(item.run)
         if model is None:
             without_weights += 1
             continue

@@ -16,7 +16,7 @@ from igkd.errors import InputError
 TRAINING_VERSION = 2
 
 # Streams of random numbers: one for each purpose, so that switching one ingredient on does not move another's.
-WEIGHTS, ORDER, AUGMENTATION, DROPOUT, SIGNALS = range(5)
+WEIGHTS, SHUFFLE, AUGMENTATION, DROPOUT, SIGNALS = range(5)
 
 
 def stream(seed: int, purpose: int, part: int = 0) -> torch.Generator:
@@ -176,7 +176,7 @@ def method(kd: bool = False, ig: bool = False, at: bool = False) -> Method:
     )
 
 
-#: The full 2 x 2 x 2 factorial, in the paper's order.
+#: The paper's arms in its order; further ones may follow.
 ARMS = {
     "Student": method(),
     "KD": method(kd=True),
@@ -187,6 +187,8 @@ ARMS = {
     "IG+AT": method(ig=True, at=True),
     "KD+IG+AT": method(kd=True, ig=True, at=True),
 }
+#: Those of the full 2 x 2 x 2 factorial.
+DESIGN = tuple(ARMS)[:8]
 
 
 _OPTIMIZERS = {"adam": "Adam", "sgd": "SGD", "muon": "Muon"}

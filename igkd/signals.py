@@ -74,7 +74,6 @@ def load_signals(
     run: Run,
     images: ImageSet,
     teacher: Teacher,
-    tap: int | None,
     folder: Path,
     compute: Compute,
     log: Callable[[str], None] = print,
@@ -87,8 +86,6 @@ def load_signals(
         Its seed does not matter, so runs with equal `needed` share signals.
     images : ImageSet
     teacher : Teacher
-    tap : int or None
-        Entry of ``features`` whose attention map is taken; None without attention transfer.
     folder : path
     compute : Compute
     log : callable
@@ -117,6 +114,7 @@ def load_signals(
     if method.alpha:
         signals = replace(signals, logits=logits_of(shown("logits")) if variant == "released" else own)
     if method.gamma:
+        tap = attention_tap(run.architecture.blocks_removed)
         attention = passed_on(shown("attention"), lambda _, each: attention_map(each).half(), kind="attention", tap=tap)
         signals = replace(signals, attention=attention)
     if method.overlay_prob:

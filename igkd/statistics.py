@@ -15,7 +15,7 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.proportion import proportion_confint
 
 from igkd.errors import InputError
-from igkd.runs import ARMS
+from igkd.runs import DESIGN
 
 TINY = 1e-12  # rounding leaves a spread of about 1e-16 in differences of accuracies that are all equal
 COLUMNS = ["arm", "reference", "n", "n_reference", "mean", "mean_reference", "difference", "low", "high", "p"]
@@ -76,10 +76,11 @@ def factorial(runs: pd.DataFrame, block: str | None = None) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If the arms are not the eight of the design, or a run has no accuracy.
+        If one of the eight arms of the design is missing, or a run has no accuracy.
     """
-    if set(runs.arm) != set(ARMS) or runs.accuracy.isna().any():
-        raise InputError(f"the design needs accuracies of exactly {', '.join(ARMS)}, not of {', '.join(set(runs.arm))}")
+    runs = runs[runs.arm.isin(DESIGN)]
+    if set(runs.arm) != set(DESIGN) or runs.accuracy.isna().any():
+        raise InputError(f"the design needs accuracies of {', '.join(DESIGN)}, and has {', '.join(set(runs.arm))}")
     levels = runs.arm.str.get_dummies("+")[["KD", "IG", "AT"]] - 0.5
     with np.errstate(all="ignore"):  # no run is left to estimate the error
         fit = ols("accuracy ~ KD * IG * AT" + (f" + C({block})" if block else ""), runs.assign(**levels)).fit()

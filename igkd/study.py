@@ -1,7 +1,7 @@
 """Runs a study on this machine: what is recorded is read, what is missing is trained.
 
-`Study` is what a notebook opens; its `ensure` turns declared runs into a table. Finished runs are never repeated, a
-stopped study goes on where it was, and a run that fails does not stop the others.
+`Study` is what a notebook opens; its `ensure` turns declared runs into a table. It never repeats a finished run, goes
+on where it was stopped, and is not stopped by a run that fails.
 """
 
 import os
@@ -27,7 +27,6 @@ from igkd.experiments import NOTEBOOKS, ORDER, PROFILES, Plan, Planned, Profile,
 from igkd.images import CIFAR10_CLASSES, ImageSet, RecordedImages, load_images
 from igkd.models import (
     MobileNetV2,
-    attention_tap,
     compression_factor,
     count_parameters,
     load_weights,
@@ -44,8 +43,7 @@ SHIPPED_LOGITS = "teacher-cifar10-test-logits.npy"
 FULL_SIZE = 40_000
 #: Seconds that a reader waits for a recorded network to be trained again, because its weights are not here.
 PATIENCE = 300
-#: What ends one run and lets others go on: besides its own errors a full disk, and too little memory, of which PyTorch on
-#: a processor says so in a RuntimeError.
+#: Errors that end one run only: its own, a full disk, too little memory (on a processor a RuntimeError).
 ONE_RUN = (TrainingError, InputError, OSError, RuntimeError, MemoryError)
 #: Trains runs of a study as long as there is time to start another, and gives each that was started as soon as it is
 #: finished, with its record or with what went wrong.
@@ -215,12 +213,13 @@ class Study:
             record = self.teacher_record() if key == self.plan.teacher_key else self.store.find(key)
             if record is None:
                 raise InputError(f"there is no teacher {key}; run the teacher's notebook first")
-            model, outcome = self.student(record.run, patience=np.inf), record.outcome
+            model, outcome = self.network(record.run, patience=np.inf), record.outcome
             if model is None:
                 raise InputError(f"the weights of the teacher {key} are not here; get weights/ from the repository")
-            self._teachers[key] = Teacher(model, min(outcome["accuracy"], outcome["train_accuracy"]))
+            teacher = Teacher(model, min(outcome["accuracy"], outcome["train_accuracy"]))
             if self.has_images:
-                self._check_teacher(self._teachers[key].accuracy)
+                self._check_teacher(teacher.accuracy)
+            self._teachers[key] = teacher
         return self._teachers[key]
 
     def _check_teacher(self, accuracy: float) -> None:
@@ -228,7 +227,9 @@ class Study:
         n = self.images.n_test
         largest = np.bincount(self.images.test_labels).max() / n
         if accuracy < largest + 2 * (largest * (1 - largest) / n) ** 0.5:
-            told = f"the teacher has {accuracy:.1%} on {n} test images, of which {largest:.1%} are of one class"
+            told = (
+                f"the teacher's accuracy is {accuracy:.1%}, and {largest:.1%} of the {n} test images are of one class"
+            )
             raise InputError(f"{told}: students would learn nothing from it; give more images")
 
     def teacher_logits(self) -> torch.Tensor:
@@ -258,18 +259,16 @@ class Study:
 
     def signals(self, run: Run, images: ImageSet | None = None) -> Signals:
         """What a run learns from besides the labels, read or computed; or what it would from other images."""
-        images = self.images if images is None else images
         return of_variant(run, self.teacher_signals(run, images))
 
     def teacher_signals(self, run: Run, images: ImageSet | None = None) -> Signals:
         """As `signals`, before the run's variant and seed make something else of them."""
         if run.signals is None:
             return Signals()
-        tap = attention_tap(run.architecture.blocks_removed) if run.method.gamma else None
         folder = self.store.scratch / "signals"
         images = self.images if images is None else images
         teacher = self.teacher(run.signals.teacher)
-        return load_signals(run, images, teacher, tap, folder, self.compute, self.log)
+        return load_signals(run, images, teacher, folder, self.compute, self.log)
 
     def teacher_digest(self, run: Run) -> str | None:
         """Digest of the weights that a run's signals come from."""
@@ -284,7 +283,7 @@ class Study:
     def _given(self, run: Run) -> tuple:
         return self.images, self.store, self.compute, self.signals(run), self.teacher_digest(run)
 
-    def student(self, run: Run, patience: float = PATIENCE) -> MobileNetV2 | None:
+    def network(self, run: Run, patience: float = PATIENCE) -> MobileNetV2 | None:
         """The trained network of a run.
 
         Records are kept and shared, weights only where they were made; where those are missing or damaged, the training
@@ -294,12 +293,12 @@ class Study:
         ----------
         run : Run
         patience : float
-            Seconds that training it again may take, going by its record.
+            Seconds that training it again may take on a processor, going by its record.
 
         Returns
         -------
         MobileNetV2 or None
-            None if its weights are not here and training it again would take longer, or needs the images.
+            None if its weights are not here, and training it again would take longer or needs images that are not here.
 
         Raises
         ------
@@ -321,7 +320,7 @@ class Study:
         return load_weights(made_here, self.images.num_classes)
 
     def ensure(self, planned: list[Planned], budget: float | None = None) -> pd.DataFrame:
-        """Records of the planned runs, trained here where missing.
+        """Records of the planned runs, trained where missing.
 
         Parameters
         ----------
@@ -338,6 +337,8 @@ class Study:
         ------
         TrainingError
             If runs failed, after all others were done.
+        InputError
+            If there is no teacher to learn from, or images are missing.
         """
         started = time.monotonic()
 
@@ -372,19 +373,19 @@ class Study:
 
     def _trained(self, missing: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
         """As `TrainAll`, with the teachers before all others; students of a teacher that failed fail with it."""
-        keys, untaught = {item.run.signals.teacher for item in missing if item.run.signals}, set()
-        for item, result in self.train_all([item for item in missing if item.run.key in keys], on_time):
+        teachers, failed = {item.run.signals.teacher for item in missing if item.run.signals}, set()
+        for item, result in self.train_all([item for item in missing if item.run.key in teachers], on_time):
             yield item, result
             if isinstance(result, str):
-                untaught.add(item.run.key)
-        for key in keys - untaught:
+                failed.add(item.run.key)
+        for key in teachers - failed:
             if on_time():
                 self.teacher(key)  # one that knows nothing stops the study here
         rest = []
         for item in missing:
-            if item.run.signals and item.run.signals.teacher in untaught:
+            if item.run.signals and item.run.signals.teacher in failed:
                 yield item, "its teacher could not be trained"
-            elif item.run.key not in keys:
+            elif item.run.key not in teachers:
                 rest.append(item)
         yield from self.train_all(rest, on_time)
 
@@ -488,7 +489,7 @@ class Study:
         -------
         DataFrame
             One row an epoch of a run: its labels, ``key``, ``epoch`` (from 1), means over the epoch of ``loss``, of its
-            terms (unweighted) and of ``train_accuracy``, and ``gradient_norms.<term>`` (see `igkd.training`). NaN
+            terms (unweighted) and of ``train_accuracy``, and ``gradient_norms.<term>``, of the weighted terms in its last batch. NaN
             where a run has no such term.
         """
         rows = []
@@ -549,7 +550,7 @@ def _attempt_elsewhere(where: tuple, item: Planned) -> tuple[Planned, Record | s
 
 
 def _stages(items: list[Planned]) -> Iterator[list[Planned]]:
-    """Parts that are trained one after the other, so that signals wait for their turn."""
+    """Parts that are trained one after the other: a new one begins with a run whose signals are not yet prepared."""
     stage, prepared = [], set()
     for item in items:
         kind = needed(item.run)

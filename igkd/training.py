@@ -1,6 +1,6 @@
 """One training: a function of a `Run`, its images and its signals.
 
-All random numbers come from the run's seed and the epoch's number, drawn on the CPU, so a training that was
+All random numbers come from the run's seed and the epoch's number, drawn on the CPU (dropout: on the device), so a training that was
 interrupted goes on exactly as if it had not been, and arms with the same seed see the same images in the same order
 under the same crops.
 """
@@ -22,22 +22,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from igkd import __version__
+from igkd.attribution import evaluating
 from igkd.augment import Draw, crop_mirror, cutout, draw, move_attention, overlay, pad
 from igkd.device import Compute
 from igkd.errors import InputError, TrainingError, first_line
-from igkd.images import ImageSet, train_indices, validation_indices
+from igkd.images import ImageSet, as_input, train_indices, validation_indices
 from igkd.losses import attention_loss, attention_map, distillation_loss
 from igkd.models import MobileNetV2, attention_tap, build, pack_weights, state_digest
 from igkd.optimizers import make_optimizers
 from igkd.records import Record, Store, code_version, pack_predictions, write_atomically
-from igkd.runs import AUGMENTATION, DROPOUT, ORDER, WEIGHTS, Run, stream
-from igkd.signals import Signals, as_input
+from igkd.runs import AUGMENTATION, DROPOUT, SHUFFLE, WEIGHTS, Run, stream
+from igkd.signals import Signals
 
 CHECKPOINT_EVERY_SECONDS = 20
-#: Batch norm averages over ten steps, or over a tenth of all steps if these are fewer.
+#: PyTorch's batch norm averages over about ten steps; here over at most a tenth of all.
 LAG = 10
-EVALUATION_BATCH = {"cpu": 128}
-EVALUATION_BATCH_ACCELERATOR = 1024
 
 
 def train(
@@ -57,8 +56,8 @@ def train(
     images : ImageSet
         With the run's fingerprint.
     store : Store
-        Where checkpoints and the weights are written; the record is returned, not stored. The last checkpoint of a long
-        training stays: whoever keeps the record removes it.
+        Where checkpoints and the weights are written; the record is returned, not stored. The last checkpoint stays:
+        whoever keeps the record removes it.
     compute : Compute
     signals : Signals
         Of all training images of `images`.
@@ -114,10 +113,10 @@ def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
 
     def losses(rows: Tensor, drawn: Draw, step: int) -> tuple[dict[str, Tensor], Tensor]:
         """The terms of the loss by name, not weighted, and the share of the batch that is right."""
-        moved = drawn.centred(recipe.padding) if released else drawn
+        of_signals = drawn.centred(recipe.padding) if released else drawn
         x = crop_mirror(pixels, rows, drawn, images.size).permute(0, 3, 1, 2).float() / 255
         if method.overlay_prob:
-            x = overlay(x, crop_mirror(maps, rows, moved, images.size).float(), drawn, method.overlay_weight)
+            x = overlay(x, crop_mirror(maps, rows, of_signals, images.size).float(), drawn, method.overlay_weight)
         if recipe.cutout:
             x = cutout(x, drawn, recipe.cutout)
         if size := next((size for size, until in sizes if step < until), None):
@@ -131,7 +130,7 @@ def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
             terms["distillation"] = distillation_loss(logits, signals.logits[rows], method.temperature)
         if method.gamma:
             cells = tuple(activation.shape[2:])
-            target = move_attention(signals.attention, rows, moved, recipe.padding, images.size, cells)
+            target = move_attention(signals.attention, rows, of_signals, recipe.padding, images.size, cells)
             terms["attention"] = attention_loss(attention_map(activation.float()), target)
         return terms, (logits.argmax(1) == labels[rows]).float().mean()
 
@@ -139,7 +138,7 @@ def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
     saved = -math.inf
     for epoch in range(len(history), recipe.num_epochs):
         started, sums, norms = time.monotonic(), Counter(), {}
-        order = chosen[torch.randperm(len(chosen), generator=stream(run.seed, ORDER, epoch))].to(device)
+        order = chosen[torch.randperm(len(chosen), generator=stream(run.seed, SHUFFLE, epoch))].to(device)
         drawn = draw(
             len(order),
             stream(run.seed, AUGMENTATION, epoch),
@@ -177,7 +176,7 @@ def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
             f"epoch {epoch + 1}/{recipe.num_epochs}  loss {means['loss']:.3f}  "
             f"train accuracy {means['train_accuracy']:.1%}  {elapsed:.1f} s"
         )
-        if elapsed > CHECKPOINT_EVERY_SECONDS or time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
+        if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
             _checkpoint(checkpoint, parts, {"teacher": teacher_digest, "history": history, "seconds": seconds})
             saved = time.monotonic()
 
@@ -216,12 +215,9 @@ def predict(model: MobileNetV2, images: np.ndarray, compute: Compute) -> Tensor:
 
     Computed in float32, except that on NVIDIA convolutions multiply in TF32, as PyTorch has it unless told otherwise.
     """
-    training = model.training
-    model = compute.prepare(model).eval()
-    batches = torch.from_numpy(images).split(EVALUATION_BATCH.get(compute.device, EVALUATION_BATCH_ACCELERATOR))
-    logits = torch.cat([model(as_input(batch, compute.device)) for batch in batches]).cpu()
-    model.train(training)
-    return logits
+    batches = torch.from_numpy(images).split(128 if compute.device == "cpu" else 1024)
+    with evaluating(compute.prepare(model)) as network:
+        return torch.cat([network(as_input(batch, compute.device)) for batch in batches]).cpu()
 
 
 def evaluate(model: MobileNetV2, images: np.ndarray, labels: np.ndarray, compute: Compute) -> dict:
@@ -284,7 +280,7 @@ def measures(counts) -> dict:
 
 
 def _gradient_norm(term: Tensor, model: nn.Module) -> Tensor:
-    """Euclidean norm of the gradient of one term of the loss."""
+    """Euclidean norm of the gradient of one weighted term of the loss."""
     gradients = torch.autograd.grad(term, list(model.parameters()), retain_graph=True, allow_unused=True)
     squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
     return torch.stack(squares).sum().sqrt()

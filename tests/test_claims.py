@@ -33,7 +33,7 @@ from igkd.study import Study
     ],
 )
 def test_rules_of_the_verdict(complete, estimate, interval, narrow, p, expected):
-    assert claims.verdict(complete, estimate, interval, narrow, p, smallest=0.4, margin=0.4) == expected
+    assert claims.verdict(complete, estimate, interval, narrow, p, predicted=0.4, margin=0.4) == expected
 
 
 @pytest.mark.parametrize(("n_published", "n"), [(10, 10), (60, 5)])

@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 def load(folder, variant, seed=0, padding=2, images=IMAGES, method=ALL):
     run = small_run(images, method, replace(RECIPE, padding=padding), seed)
     run = replace(run, signals=replace(run.signals, variant=variant))
-    return of_variant(run, load_signals(run, images, TEACHER, 2, folder, COMPUTE, lambda line: None))
+    return of_variant(run, load_signals(run, images, TEACHER, folder, COMPUTE, lambda line: None))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

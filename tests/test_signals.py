@@ -10,20 +10,21 @@ from captum.attr import IntegratedGradients
 from igkd.errors import InputError
 from igkd.images import as_input
 from igkd.losses import attention_map
+from igkd.models import attention_tap
 from igkd.runs import SignalSpec
 from igkd.signals import check_alignment, load_maps, load_signals
 from small import ALL, COMPUTE, small_images, small_run, small_teacher
 
 IMAGES = small_images()
 TEACHER = small_teacher(IMAGES)
-TAP = 2
+TAP = attention_tap(small_run(IMAGES, ALL).architecture.blocks_removed)
 X, LABELS = as_input(IMAGES.train_images).contiguous(), torch.from_numpy(IMAGES.train_labels)
 
 
 def load(folder, images=IMAGES, teacher=TEACHER):
     """Signals, and what was said."""
     lines = []
-    return load_signals(small_run(images, ALL), images, teacher, TAP, folder, COMPUTE, lines.append), lines
+    return load_signals(small_run(images, ALL), images, teacher, folder, COMPUTE, lines.append), lines
 
 
 def equal(first, second):

@@ -135,13 +135,13 @@ def test_a_student_is_the_network_that_its_record_describes(study):
         lambda: weights.write_bytes(b"not weights"),
     ):  # the latter two: trained again
         spoil()
-        network = study.student(RUN)
+        network = study.network(RUN)
         assert state_digest(network) == kept.outcome["weights"]
         accuracy = evaluate(network, IMAGES.test_images, IMAGES.test_labels, COMPUTE)["accuracy"]
         assert accuracy == kept.outcome["accuracy"]
     weights.unlink()
     study.store.add(replace(kept, provenance=kept.provenance | {"seconds": 3600.0}), "arms")
-    assert study.student(RUN) is None  # nobody waits for an hour to see a network
+    assert study.network(RUN) is None  # nobody waits for an hour to see a network
 
 
 def test_a_teacher_that_fails_is_trained_once_and_its_students_not_at_all(study):
