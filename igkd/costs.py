@@ -354,17 +354,23 @@ def compare_runtimes(
     -------
     DataFrame
         One row a network, runtime and batch size: ``network``, ``runtime``, ``batch_size``, ``accuracy`` (of the test
-        images), ``file (kB)`` (NaN for PyTorch), then as `latency` without its index.
+        images), ``agreement`` (share of them with PyTorch's answer), ``file (kB)`` (NaN for PyTorch), then as `latency`
+        without its index.
     """
-    test, rows, calls = images.test_images, [], {}
+    test, rows, calls, plain = images.test_images, [], {}, None
     for number, (name, model) in enumerate(models.items()):
         full, small = Path(folder) / f"{number}-float32.onnx", Path(folder) / f"{number}-int8.onnx"
         export_onnx(model, full, test[:64])
         quantize(full, small, images.train_images[:CALIBRATION_IMAGES])
         for runtime, path in (("PyTorch, float32", None), ("ONNX, float32", full), ("ONNX, int8", small)):
             logits = predict_onnx(path, test) if path else predict(model, test, Compute("cpu", bfloat16=False)).numpy()
-            accuracy = float((logits.argmax(1) == images.test_labels).mean())
-            of = {"accuracy": accuracy, "file (kB)": path.stat().st_size / 1e3 if path else float("nan")}
+            answers = logits.argmax(1)
+            plain = plain if path else answers  # PyTorch comes first
+            of = {
+                "accuracy": float((answers == images.test_labels).mean()),
+                "agreement": float((answers == plain).mean()),
+            }
+            of["file (kB)"] = path.stat().st_size / 1e3 if path else float("nan")
             network = _network(path, torch.get_num_threads()) if path else None
             for batch_size in rounds:
                 # PyTorch and ONNX Runtime are not called in turn: PyTorch's threads wait actively, too.

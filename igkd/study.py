@@ -128,9 +128,9 @@ class Study:
         whole = [
             record
             for record in self.store.records()
-            if record.run.recipe in recipes and (record.run.subset, record.run.split) == (Subset(), "test")
+            if record.run.recipe in recipes and record.provenance["data"] == "cifar10"
+            if (record.run.subset, record.run.split) == (Subset(), "test")
         ]
-        whole = [record for record in whole if record.provenance["data"] == "cifar10"]
         if not whole:
             raise missing
         fingerprint = pd.Series([record.run.data for record in whole]).mode()[0]
@@ -254,8 +254,7 @@ class Study:
         """IG maps (N, H, W) of all training images."""
         n_steps = self.profile.n_steps if n_steps is None else n_steps
         spec = SignalSpec(self.plan.teacher_key, n_steps=n_steps, baseline=baseline)
-        folder = self.store.scratch / "signals"
-        return load_maps(self.images, self.teacher(), spec, folder, self.compute, self.log)
+        return load_maps(self.images, self.teacher(), spec, self.store.scratch / "signals", self.compute, self.log)
 
     def signals(self, run: Run, images: ImageSet | None = None) -> Signals:
         """What a run learns from besides the labels, read or computed; or what it would from other images."""
@@ -265,10 +264,9 @@ class Study:
         """As `signals`, before the run's variant and seed make something else of them."""
         if run.signals is None:
             return Signals()
-        folder = self.store.scratch / "signals"
         images = self.images if images is None else images
         teacher = self.teacher(run.signals.teacher)
-        return load_signals(run, images, teacher, folder, self.compute, self.log)
+        return load_signals(run, images, teacher, self.store.scratch / "signals", self.compute, self.log)
 
     def teacher_digest(self, run: Run) -> str | None:
         """Digest of the weights that a run's signals come from."""

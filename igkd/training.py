@@ -204,8 +204,7 @@ def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
         "versions": {"igkd": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "code": code_version(),
     }
-    path = store.weights_path(run.key)
-    _write(path, pack_weights(model, run=run.key))
+    _write(store.weights_path(run.key), pack_weights(model, run=run.key))
     return Record(run, outcome, provenance)
 
 
