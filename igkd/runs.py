@@ -266,7 +266,9 @@ RECIPES = {
     # over 0.05 with padding 4, +0.1 with 2. 20 of 32 pixels at first: 0.4 of the seconds of a step, as accurate as 24.
     "fast": Recipe(num_epochs=11, optimizer="muon", lr=0.15, padding=2, scales=((0.5, 0.35), (0.625, 0.8))),
     "teacher": Recipe(num_epochs=42, optimizer="muon", lr=0.15, padding=3, scales=((0.625, 0.55),), cutout=8),
-    "laptop": Recipe(num_epochs=16, batch_size=32, optimizer="muon", lr=0.15, padding=2, scales=((0.625, 0.75),)),
+    "laptop": Recipe(
+        num_epochs=22, batch_size=32, optimizer="muon", lr=0.15, padding=1, scales=((0.5, 0.35), (0.625, 0.8))
+    ),
     "demo": Recipe(num_epochs=7, batch_size=32, padding=1),
 }
 
