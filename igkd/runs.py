@@ -267,9 +267,7 @@ RECIPES = {
     # 16 before them: an eighth of all seconds, -0.1. 14 epochs: +0.5 over 11.
     "fast": Recipe(num_epochs=14, optimizer="muon", lr=0.15, padding=2, scales=((0.5, 0.4), (0.625, 0.85))),
     "teacher": Recipe(num_epochs=42, optimizer="muon", lr=0.15, padding=3, scales=((0.625, 0.55),), cutout=8),
-    "laptop": Recipe(
-        num_epochs=22, batch_size=32, optimizer="muon", lr=0.15, padding=1, scales=((0.5, 0.35), (0.625, 0.8))
-    ),
+    "laptop": Recipe(22, batch_size=32, optimizer="muon", lr=0.15, padding=1, scales=((0.5, 0.35), (0.625, 0.8))),
     "demo": Recipe(num_epochs=7, batch_size=32, padding=1),
 }
 
