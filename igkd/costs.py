@@ -369,8 +369,8 @@ def compare_runtimes(
             of = {
                 "accuracy": float((answers == images.test_labels).mean()),
                 "agreement": float((answers == plain).mean()),
+                "file (kB)": path.stat().st_size / 1e3 if path else float("nan"),
             }
-            of["file (kB)"] = path.stat().st_size / 1e3 if path else float("nan")
             network = _network(path, torch.get_num_threads()) if path else None
             for batch_size in rounds:
                 # PyTorch and ONNX Runtime are not called in turn: PyTorch's threads wait actively, too.

@@ -487,8 +487,8 @@ class Study:
         -------
         DataFrame
             One row an epoch of a run: its labels, ``key``, ``epoch`` (from 1), means over the epoch of ``loss``, of its
-            terms (unweighted) and of ``train_accuracy``, and ``gradient_norms.<term>``, of the weighted terms in its last batch. NaN
-            where a run has no such term.
+            terms (unweighted) and of ``train_accuracy``, and ``gradient_norms.<term>``, of the weighted terms in its
+            last batch. NaN where a run has no such term.
         """
         rows = []
         for item in planned:

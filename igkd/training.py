@@ -1,8 +1,8 @@
 """One training: a function of a `Run`, its images and its signals.
 
-All random numbers come from the run's seed and the epoch's number, drawn on the CPU (dropout: on the device), so a training that was
-interrupted goes on exactly as if it had not been, and arms with the same seed see the same images in the same order
-under the same crops.
+All random numbers come from the run's seed and the epoch's number, drawn on the CPU (those of dropout on the device),
+so a training that was interrupted goes on exactly as if it had not been, and arms with the same seed see the same
+images in the same order under the same crops.
 """
 
 import copy
