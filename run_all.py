@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -88,8 +89,10 @@ def main() -> int:
     given = {name: getattr(options, name) for name in ("profile", "data", "device")} | dict(options.p)
     executes = not (options.plan or options.verify or options.publish or options.runs_only)
     parameters = {path: checked(path, given) for path in notebooks if executes}
-    from igkd.study import Study  # after the cheap checks: torch takes seconds to import
+    from igkd.study import UNTIL, Study  # after the cheap checks: torch takes seconds to import
 
+    if options.budget is not None:
+        os.environ[UNTIL] = str(time.time() + options.budget)  # for the kernels of the notebooks, too
     study = Study(options.profile, options.data, options.device, jobs=options.jobs)
     if options.data:
         study.images  # noqa: B018 - data that was named must be usable, even where all is recorded
@@ -140,8 +143,9 @@ def reproduce(study, notebooks: list[Path], build: Path, parameters: dict, optio
     from igkd.experiments import TIMED
 
     numbers, failed = [path.name[:2] for path in notebooks], False
+    if options.force or options.runs_only:
+        study.images.train_labels  # noqa: B018 - without the images nothing is forgotten, because nothing can be trained
     if options.force:
-        study.images.train_labels  # noqa: B018 - without the data, what is forgotten could not be trained again
         forget(study, numbers)
     if not study.has_images:
         print("CIFAR-10 is not here: what records hold is drawn; cells that need images are skipped (README, Data)")
@@ -149,7 +153,7 @@ def reproduce(study, notebooks: list[Path], build: Path, parameters: dict, optio
     try:
         # Notebooks with changed parameters may need other runs than the profile's; each then trains its own.
         if options.runs_only or (study.has_images and not options.p):
-            study.ensure(study.planned(numbers), options.budget)
+            study.ensure(study.planned(numbers))
     except TrainingError as error:
         print(f"run_all.py: {error}", file=sys.stderr)
         failed = True

@@ -5,7 +5,6 @@ import argparse
 import io
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from igkd.errors import InputError, OneLineParser, exit_code
@@ -21,25 +20,26 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(prog="python -m igkd", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     evaluation = commands.add_parser("evaluate", help="accuracy, balanced accuracy, Cohen's kappa, accuracy per class")
-    evaluation.add_argument(
-        "--weights",
-        required=True,
-        metavar="FILE",
-        help="our .safetensors, or a released checkpoint (a PyTorch state_dict)",
-    )
-    evaluation.add_argument("--data", required=True, help="CIFAR-10 or your own images: a folder or an .npz file")
-    evaluation.add_argument(
-        "--normalize",
-        choices=("none", "cifar10"),
-        help="how images in [0, 1] are standardised for weights that do not say so themselves "
-        "(default: none, as the paper's students; its teacher takes cifar10)",
-    )
+    export = commands.add_parser("export", help="write a network as ONNX and compare it with PyTorch")
+    for command in (evaluation, export):
+        command.add_argument(
+            "--weights",
+            required=True,
+            metavar="FILE",
+            help="our .safetensors, or a released checkpoint (a PyTorch state_dict)",
+        )
+        command.add_argument(
+            "--data", required=True, help="CIFAR-10 or your own images: a folder or an .npz file; or 'digits'"
+        )
+        command.add_argument(
+            "--normalize",
+            choices=("none", "cifar10"),
+            help="how images in [0, 1] are standardised for weights that do not say so themselves "
+            "(default: none, as the paper's students; its teacher takes cifar10)",
+        )
     evaluation.add_argument("--device", default="auto")
-    export = commands.add_parser("export", help="write a trained network as ONNX and compare it with PyTorch")
-    export.add_argument("--run", required=True, metavar="KEY", help="key of its run (file name of the record)")
     export.add_argument("--onnx", required=True, metavar="FILE", help="where to write it")
     export.add_argument("--int8", action="store_true", help="quantise to 8 bits, with ranges from training images")
-    export.add_argument("--data", default="", help="CIFAR-10 if the run is of it: a folder or an .npz file")
     cut = commands.add_parser("cut", help="write the cut of CIFAR-10's training images that the records are of")
     cut.add_argument("--data", required=True, help="the official files: the folder they are in, or 'download'")
     cut.add_argument("--npz", required=True, metavar="FILE", help="where to write it")
@@ -48,14 +48,39 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Do what the command line asks for."""
-    if options.command == "export":
-        return export_run(options.run, options.onnx, options.int8, options.data)
     if options.command == "cut":
         return write_cut(options.data, options.npz)
-    return evaluate_file(options.weights, options.data, options.normalize, options.device)
+    given = options.weights, options.data, options.normalize
+    if options.command == "export":
+        return export(*given, options.onnx, options.int8)
+    return evaluate(*given, options.device)
 
 
-def evaluate_file(weights: str, data: str, normalize: str | None = None, device: str = "auto") -> int:
+def read(weights: str, data: str, normalize: str | None, test_alone: bool = True):
+    """A network and the images that it is asked about.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be used, or `normalize` contradicts what the weights carry.
+    """
+    import numpy as np
+
+    from igkd.images import CIFAR10_MEAN_STD, load_images
+    from igkd.models import load_weights
+
+    images = load_images("digits") if data == "digits" else load_images("cifar10", data, test_alone)
+    asked = {"none": ((0.0,) * 3, (1.0,) * 3), "cifar10": CIFAR10_MEAN_STD, None: None}[normalize]
+    model = load_weights(weights, images.num_classes, asked)
+    # Weights that carry a standardisation keep it whatever was asked for.
+    if asked and not np.allclose(np.stack([model.mean.flatten(), model.std.flatten()]), asked):
+        raise InputError(
+            f"{weights} carries its own standardisation ({_standardisation(model)}); leave out --normalize"
+        )
+    return model, images
+
+
+def evaluate(weights: str, data: str, normalize: str | None = None, device: str = "auto") -> int:
     """Print the measures of a network on the test images.
 
     Parameters
@@ -63,34 +88,17 @@ def evaluate_file(weights: str, data: str, normalize: str | None = None, device:
     weights, data : path
     normalize : {"none", "cifar10"}, optional
     device : str
-
-    Raises
-    ------
-    InputError
-        If a file cannot be used, or `normalize` contradicts what the weights carry.
     """
+    from igkd import training
     from igkd.device import pick_compute
-    from igkd.images import CIFAR10_MEAN_STD, load_images
-    from igkd.models import load_weights
-    from igkd.training import evaluate
 
     compute = pick_compute(device)
-    images = load_images("cifar10", data, test_alone=True)
-    asked = {"none": ((0.0,) * 3, (1.0,) * 3), "cifar10": CIFAR10_MEAN_STD, None: None}[normalize]
-    model = load_weights(weights, images.num_classes, asked)
-    mean, std = model.mean.flatten(), model.std.flatten()
-    plain = not mean.any() and bool((std == 1).all())
-    used = "none" if plain else f"mean {_numbers(mean)}, std {_numbers(std)}"
-    # Weights that carry a standardisation keep it whatever was asked for.
-    if asked and not (mean.allclose(mean.new_tensor(asked[0])) and std.allclose(std.new_tensor(asked[1]))):
-        raise InputError(
-            f"{weights} carries its own standardisation ({used}), which the network applies; leave out --normalize"
-        )
-    outcome = evaluate(model, images.test_images, images.test_labels, compute)
+    model, images = read(weights, data, normalize)
+    outcome = training.evaluate(model, images.test_images, images.test_labels, compute)
     print(f"weights            {weights}")
     print(f"network            MobileNetV2 with {len(model.features)} of 19 entries of features")
     print(f"test images        {outcome['n_test']} of {images.name} (fingerprint {images.fingerprint})")
-    print(f"standardisation    {used}")
+    print(f"standardisation    {_standardisation(model)}")
     print(f"accuracy           {outcome['accuracy']:.2%}")
     print(f"balanced accuracy  {outcome['balanced_accuracy']:.2%}")
     print(f"Cohen's kappa      {outcome['kappa']:.4f}")
@@ -100,61 +108,34 @@ def evaluate_file(weights: str, data: str, normalize: str | None = None, device:
     return 0
 
 
-def export_run(key: str, path: str, int8: bool = False, data: str = "") -> int:
-    """Write the network of a run as ONNX, and print its accuracy beside PyTorch's.
+def export(weights: str, data: str, normalize: str | None, path: str, int8: bool = False) -> int:
+    """Write a network as ONNX, and print its accuracy beside PyTorch's.
 
     Parameters
     ----------
-    key : str
-        Of the run.
+    weights, data : path
+    normalize : {"none", "cifar10"}, optional
     path : path
         Where the file is written.
     int8 : bool
-    data : path
-        Where the profile of the run takes its images from; empty for the digits, and for CIFAR-10 where it is looked
-        for (see `igkd.images.load_images`).
-
-    Raises
-    ------
-    InputError
-        If the weights are not here, or the images are not the run's.
+        In 8 bits, whose ranges are those of training images.
     """
     from igkd.costs import export_onnx, predict_onnx, quantize
     from igkd.device import pick_compute
-    from igkd.experiments import PROFILES
-    from igkd.models import load_weights
-    from igkd.study import Study
-    from igkd.training import evaluate
+    from igkd.training import predict
 
     _check_writable(path)
-    # The paper's profile before those that take some of its images: it says what is wrong with the data itself.
-    studies = [Study(profile, data, device="cpu") for profile in reversed(PROFILES)]
-    weights = studies[0].store.find_weights(key)
-    studies = [study for study in studies if study.store.find(key)]
-    if weights is None or not studies:
-        raise InputError(f"there are no weights of the run {key} in build/weights/ or weights/; train it first")
-    record, given = studies[0].store.find(key), studies[0].images
-    for study in studies:
-        with suppress(InputError):  # a profile may take more images than there are
-            if study.fingerprint == record.run.data:
-                images = study.images
-                break
-    else:
-        raise InputError(
-            f"the run {key} is of {record.provenance['data']} images with the fingerprint {record.run.data}, not of "
-            f"{given.name} with {given.fingerprint}; give its own with --data"
-        )
-    model = load_weights(weights, images.num_classes)
-    checked = images.test_images[:1000]
-    difference = export_onnx(model, Path(path), checked)
+    model, images = read(weights, data, normalize, test_alone=not int8)
+    test, labels = images.test_images, images.test_labels
+    difference = export_onnx(model, Path(path), test[:1000])
     if int8:
         quantize(Path(path), Path(path), images.train_images[:512])
-    accuracy = evaluate(model, images.test_images, images.test_labels, pick_compute("cpu"))["accuracy"]
-    exported = (predict_onnx(Path(path), images.test_images).argmax(1) == images.test_labels).mean()
+    ours, exported = predict(model, test, pick_compute("cpu")).numpy(), predict_onnx(Path(path), test)
+    right = [(logits.argmax(1) == labels).mean() for logits in (exported, ours)]
     print(f"written            {path}, {Path(path).stat().st_size / 1e6:.2f} MB")
-    print(f"against PyTorch    largest difference of a float32 logit {difference:.2g}, {len(checked)} images")
-    print(f"test images        {len(images.test_labels)} of {images.name} (fingerprint {images.fingerprint})")
-    print(f"accuracy           {exported:.2%} by ONNX Runtime{', int8' * int8}; {accuracy:.2%} by PyTorch")
+    print(f"against PyTorch    largest difference of a float32 logit {difference:.2g}, {len(test[:1000])} images")
+    print(f"test images        {len(test)} of {images.name} (fingerprint {images.fingerprint})")
+    print(f"accuracy           {right[0]:.2%} by ONNX Runtime{', int8' * int8}; {right[1]:.2%} by PyTorch")
     return 0
 
 
@@ -202,8 +183,9 @@ def _check_writable(path: str) -> None:
         raise InputError(f"{path} cannot be written; give a file in a folder that is there and may be written to")
 
 
-def _numbers(values) -> str:
-    return ", ".join(f"{value:.4f}" for value in values.tolist())
+def _standardisation(model) -> str:
+    mean, std = (", ".join(f"{value:.4f}" for value in part.flatten().tolist()) for part in (model.mean, model.std))
+    return f"mean {mean}, std {std}"
 
 
 if __name__ == "__main__":

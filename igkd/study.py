@@ -43,6 +43,8 @@ SHIPPED_LOGITS = "teacher-cifar10-test-logits.npy"
 FULL_SIZE = 40_000
 #: Seconds that a reader waits for a recorded network to be trained again, because its weights are not here.
 PATIENCE = 300
+#: Environment variable: the time (seconds since 1970) after which no study of a program starts another run.
+UNTIL = "IGKD_UNTIL"
 #: Errors that end one run only: its own, a full disk, too little memory (on a processor a RuntimeError).
 ONE_RUN = (TrainingError, InputError, OSError, RuntimeError, MemoryError)
 #: Trains runs of a study as long as there is time to start another, and gives each that was started as soon as it is
@@ -101,6 +103,7 @@ class Study:
             raise InputError(f"LOKY_MAX_CPU_COUNT is no number of processors ({error}); unset it") from error
         #: Where missing runs are trained: on this machine, unless `igkd.cluster` puts itself in its place.
         self.train_all: TrainAll = self._train_here
+        self.until = float(os.environ.get(UNTIL, "inf"))
         self._teachers: dict[str, Teacher] = {}
 
     @cached_property
@@ -317,14 +320,12 @@ class Study:
         self.train(run)
         return load_weights(made_here, self.images.num_classes)
 
-    def ensure(self, planned: list[Planned], budget: float | None = None) -> pd.DataFrame:
-        """Records of the planned runs, trained where missing.
+    def ensure(self, planned: list[Planned]) -> pd.DataFrame:
+        """Records of the planned runs, trained where missing, as long as the images are here and the time lasts.
 
         Parameters
         ----------
         planned : list of Planned
-        budget : float, optional
-            Seconds after which no further run is started.
 
         Returns
         -------
@@ -336,12 +337,11 @@ class Study:
         TrainingError
             If runs failed, after all others were done.
         InputError
-            If there is no teacher to learn from, or images are missing.
+            If there is no teacher to learn from, or not one of the runs is recorded.
         """
-        started = time.monotonic()
 
         def on_time() -> bool:
-            return budget is None or time.monotonic() - started <= budget
+            return self.has_images and time.time() < self.until
 
         missing = [item for item in planned if self.store.find(item.run.key) is None]
         failures, number = [], 0
@@ -362,12 +362,17 @@ class Study:
                 f"in {record.provenance['seconds']:.0f} s"
             )
         if number < len(missing):
-            self.log(f"the time is used up: {len(missing) - number} runs are left for another time")
+            why = "the time is used up" if self.has_images else "the images are not here"
+            self.log(f"{why}: {len(missing) - number} of {len(planned)} runs are left for another time")
         if failures:
             raise TrainingError(
                 f"{len(failures)} of {len(missing)} runs failed, the others are kept; first: {failures[0]}"
             )
-        return self.table(planned)
+        table = self.table(planned)
+        if planned and table.empty:
+            self.images.train_labels  # noqa: B018 - without the images, the way to them is what to say
+            raise InputError("none of these runs is recorded, and the time is used up; give more with --budget")
+        return table
 
     def _trained(self, missing: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
         """As `TrainAll`, with the teachers before all others; students of a teacher that failed fail with it."""
@@ -409,8 +414,6 @@ class Study:
                 break
             try:
                 self.teacher_signals(item.run)
-            except MissingImages:
-                raise
             except ONE_RUN as error:
                 failed[kind] = f"its signals could not be computed: {first_line(error)}"
         return failed
@@ -448,8 +451,6 @@ class Study:
             # Another program may have trained it since this one looked.
             record = self.store.find(item.run.key)
             return item, record or train(item.run, *self._given(item.run), partial(self._progress, item))
-        except MissingImages:
-            raise  # no run can be trained
         except ONE_RUN as error:
             return item, first_line(error)
 

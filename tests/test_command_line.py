@@ -66,8 +66,8 @@ def test_bad_input_is_one_line(trained, monkeypatch, capsys):
         "evaluate --weights images.npz --data images.npz",
         "evaluate --weights own.safetensors --data images.npz --normalize cifar10",  # it has one of its own
         "evaluate --weight own.safetensors --data images.npz",  # an option is given by its whole name
-        "export --run 0123456789abcdef --onnx x.onnx",
-        "export --run 0123456789abcdef --onnx nowhere/x.onnx",
+        "export --weights none.pt --data images.npz --onnx x.onnx",
+        "export --weights own.safetensors --data images.npz --onnx nowhere/x.onnx",
         "cut --data images.npz --npz cut.npz",  # which has no 40,000 images
         "cut --data images.npz --npz cut.npy",  # which nothing would read again
     ):

@@ -61,10 +61,10 @@ def trained(tmp_path_factory):
     return study, study.store.find(item.run.key)
 
 
-def test_a_run_is_exported_from_the_command_line_as_its_record_says(trained, tmp_path, monkeypatch, capsys):
+def test_a_network_is_exported_from_the_command_line_as_its_record_says(trained, tmp_path, capsys):
     study, record = trained
-    monkeypatch.setattr("igkd.study.REPOSITORY", study.root)
-    assert main(["export", "--run", record.key, "--onnx", str(tmp_path / "x.onnx")]) == 0
+    weights = str(study.store.find_weights(record.key))
+    assert main(["export", "--weights", weights, "--data", "digits", "--onnx", str(tmp_path / "x.onnx")]) == 0
     accuracy = f"{record.outcome['accuracy']:.2%}"
     assert f"{accuracy} by ONNX Runtime; {accuracy} by PyTorch" in capsys.readouterr().out
     onnx.checker.check_model(str(tmp_path / "x.onnx"))
