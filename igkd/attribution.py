@@ -102,6 +102,19 @@ def integrated_gradients(
     References
     ----------
     Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", ICML 2017, arXiv 1703.01365.
+
+    Examples
+    --------
+    Of a linear network the attributions are weight times difference from the baseline:
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(3, 1, bias=False))
+    >>> _ = nn.init.constant_(model[1].weight, 2.0)
+    >>> image = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
+    >>> found = integrated_gradients(model, image, baseline=0.0, n_steps=2)
+    >>> found.attributions.flatten()
+    tensor([0.2000, 0.4000, 0.6000])
+    >>> saliency_map(found.attributions).shape  # what is laid over an image: one number a pixel
+    torch.Size([1, 1, 1])
     """
     if images.dim() != 4 or not len(images) or not images.is_floating_point():
         raise InputError(f"images are {images.dtype} {tuple(images.shape)}; give floating point (N, C, H, W), N > 0")

@@ -169,6 +169,14 @@ def overlay(images: Tensor, maps: Tensor, drawn: Draw, weight: float = 0.5) -> T
     ------
     InputError
         If maps are negative. Not asked on a GPU, which would have to be waited for.
+
+    Examples
+    --------
+    A grey image of two pixels under the map (0, 4): the map becomes (0, 1), and the mean is taken.
+
+    >>> drawn = draw(1, torch.Generator(), padding=0, mirror=False, overlay_prob=1.0)
+    >>> overlay(torch.full((1, 3, 1, 2), 0.5), torch.tensor([[[0.0, 4.0]]]), drawn)[0, 0]
+    tensor([[0.2500, 0.7500]])
     """
     if maps.is_cpu and (maps < 0).any():
         raise InputError(f"maps go down to {float(maps.min()):.3g}; give maps without negative values")

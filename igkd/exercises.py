@@ -17,7 +17,7 @@ from statsmodels.stats.power import TTestIndPower, TTestPower
 from torch.nn import functional as F
 
 from igkd.errors import InputError
-from igkd.losses import attention_map, distillation_loss
+from igkd.losses import distillation_loss
 
 
 @dataclass(frozen=True)
@@ -254,17 +254,17 @@ def _gain(answer):
     return _call(answer, runs), truth, hints
 
 
-@_exercise("04.4", "a function attention(activation)")
-def _attention(answer):
-    activation = _normal(0, 4, 5, 3, 6)
-    squares = activation.square().mean(1).flatten(1)
+@_exercise("04.4", "a function weight(share, hard, attention)")
+def _weight(answer):
+    share, hard, attention = 0.2, 1.6, 0.004
+    truth = share * hard / ((1 - share) * attention)
     hints = {
-        "absolute values instead of squares": F.normalize(activation.abs().mean(1).flatten(1), dim=1),
-        "square before you average the channels": F.normalize(activation.mean(1).square().flatten(1), dim=1),
-        "the map has not the length 1: its size still counts": (squares, 5 * squares),
-        "the entries add up to 1; it is their squares that should": F.normalize(squares, p=1, dim=1),
+        "that is its share of the cross-entropy; the sum has the attention term in it, too": share * hard / attention,
+        "that gives attention the share of the cross-entropy": (1 - share) * hard / (share * attention),
+        "which of the two gradients does the weight make larger?": 1 / truth,
+        "that makes both equal, whatever the share": hard / attention,
     }
-    return _call(answer, activation), attention_map(activation), hints
+    return _call(answer, share, hard, attention), truth, hints
 
 
 @_exercise("05.3", "the difference in points", rtol=0.01)
@@ -273,21 +273,23 @@ def _found_with_ten_pairs(answer, by_seed: pd.DataFrame):
     return answer, truth, hints | {"that is a fraction; points are asked for": truth / 100}
 
 
-@_exercise("05.4", "a function paired_p(a, b)")
-def _paired_p(answer):
-    rng = np.random.default_rng(0)
-    shared = rng.normal(0.9, 0.004, 7)
-    a, b = shared + rng.normal(0.001, 0.0015, 7), shared + rng.normal(0, 0.0005, 7)
-    t, p = stats.ttest_rel(a, b)
-    independent = tuple(stats.ttest_ind(a, b, equal_var=equal).pvalue for equal in (True, False))
+@_exercise("05.4", "a function sign_flip_p(a, b)")
+def _sign_flip_p(answer):
+    rng, n = np.random.default_rng(0), 7
+    shared = rng.normal(0.9, 0.004, n)
+    a, b = shared + rng.normal(0.001, 0.0015, n), shared + rng.normal(0, 0.0005, n)
+
+    def p(kind: str) -> float:
+        return stats.permutation_test((a, b), lambda x, y: x.mean() - y.mean(), permutation_type=kind).pvalue
+
+    truth = p("samples")
     hints = {
-        "that is a test for independent runs; these share seeds": independent,
-        "that is one-sided: a difference in the other direction would count too": (p / 2, 1 - p / 2),
-        "the normal distribution takes the spread as known; with few pairs it is not": 2 * stats.norm.sf(abs(t)),
-        "NumPy's std divides by n unless told otherwise": 2 * stats.t.sf(abs(t) * (7 / 6) ** 0.5, 6),
-        ONE_ARM: tuple(2 * stats.t.sf(abs((a - b).mean()) / stats.sem(arm), 6) for arm in (a, b)),
+        "a difference in the other direction counts, too": truth / 2,
+        "flips that come out as far as the runs themselves count, too": truth - 2 / 2**n,
+        "what is flipped stays within its pair": p("independent"),
+        "that is the t-test": stats.ttest_rel(a, b).pvalue,
     }
-    return _call(answer, a, b), p, hints
+    return _call(answer, a, b), truth, hints
 
 
 @_exercise("06.3", "a function balanced(confusion)")

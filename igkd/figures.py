@@ -100,6 +100,7 @@ def answer(gains: pd.DataFrame, line: float) -> Figure:
         axis.annotate(
             f"{row.difference:+.2f}", (row.difference, place), (0, 5), textcoords="offset points", ha="center"
         )
+    axis.margins(x=0.1)
     axis.axvline(0, color="0.2", linewidth=1)
     axis.axvline(100 * line, color="0.45", linestyle=":")
     axis.set(yticks=range(len(gains)), yticklabels=gains.index, ylim=(len(gains) - 0.4, -0.8))
@@ -237,7 +238,7 @@ def gains(runs: pd.DataFrame, published: pd.Series, title: str) -> Figure:
         beside = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}
         axis.annotate(f"n = {(table.label == label).sum()}", (1.01, place), **beside)
     axis.axvline(0, color="0.3", lw=1)
-    axis.set(xlabel="test accuracy minus Student, same seed (points)", ylabel="")
+    axis.set(xlabel="test accuracy minus Student, same seed (points)", ylabel="", ylim=(len(labels) - 0.5, -0.5))
     note = "; black bar: published (CIFAR-10, 4.12x)" * bool(published.index.isin(labels).any())
     axis.set_title(f"{title}\ndiamond: mean{note}", fontsize=10)
     return figure

@@ -265,6 +265,12 @@ def load_images(
         If `data` is not given and nothing is found.
     InputError
         If there is nothing at `data`, or what is found is damaged or not in one of these forms.
+
+    Examples
+    --------
+    >>> images = load_images("digits")
+    >>> images.train_images.shape, images.n_test, images.class_names[:3]
+    ((1347, 16, 16, 3), 450, ('0', '1', '2'))
     """
     if name not in ("digits", "cifar10"):
         raise InputError(f"there is no image set {name!r}; choose digits or cifar10")

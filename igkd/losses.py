@@ -51,6 +51,14 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     References
     ----------
     Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", arXiv 1503.02531, 2015.
+
+    Examples
+    --------
+    A teacher that gives 3/4 and 1/4, a student that gives both classes the same: 3/4 ln 3/2 + 1/4 ln 1/2.
+
+    >>> teacher, student = torch.tensor([[0.75, 0.25]]).log(), torch.zeros(1, 2)
+    >>> round(float(distillation_loss(student, teacher, temperature=1.0)), 4)
+    0.1308
     """
     if not 0 < temperature < np.inf:
         raise InputError(f"temperature is {temperature}; give a finite number above 0")
@@ -91,6 +99,13 @@ def attention_map(activation: Tensor) -> Tensor:
     References
     ----------
     Zagoruyko, Komodakis, "Paying more attention to attention", ICLR 2017, arXiv 1612.03928.
+
+    Examples
+    --------
+    Two channels, one row of two positions: the mean squares are 1 and 2, and their length is the root of 5.
+
+    >>> attention_map(torch.tensor([[[[1.0, 0.0]], [[1.0, 2.0]]]]))
+    tensor([[0.4472, 0.8944]])
     """
     if activation.dim() != 4:
         raise InputError(f"activation is {tuple(activation.shape)}; give (B, C, H, W)")
@@ -127,6 +142,13 @@ def attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     References
     ----------
     Zagoruyko, Komodakis, "Paying more attention to attention", ICLR 2017, arXiv 1612.03928, equation 2.
+
+    Examples
+    --------
+    Two maps of two positions that share none:
+
+    >>> float(attention_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])))
+    1.0
     """
     _check_rows(student_map, teacher_map, "attention maps")
     return F.mse_loss(_at_least_float32(student_map), _at_least_float32(teacher_map))

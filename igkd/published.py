@@ -37,6 +37,12 @@ def ablation_runs(earlier: bool = False) -> pd.DataFrame:
     """The eight arms at 4.12x, ten runs each: ``arm``, ``run``, ``accuracy``, ``source``.
 
     `earlier` gives those of arXiv 2503.13008, where all KD+IG runs and one Student run are others.
+
+    Examples
+    --------
+    >>> means = 100 * ablation_runs().groupby("arm").accuracy.mean()
+    >>> round(float(means["KD+IG"] - means["Student"]), 2)  # points
+    0.83
     """
     runs = table("ablation_runs").set_index(["arm", "run"])
     if earlier:

@@ -96,10 +96,10 @@ def load_signals(
     InputError
         If the logits of the images do not fit the labels (see `check_alignment`), whatever the variant.
     """
-    method, variant = run.method, run.signals.variant
+    spec, padding, distils, tap, overlays = needed(run)
 
     def shown(kind: str) -> ImageSet:
-        return _augmented_once(images, kind, run.recipe.padding) if variant == "released" else images
+        return _augmented_once(images, kind, padding) if spec.variant == "released" else images
 
     def passed_on(of: ImageSet, keep, **settings) -> Tensor:
         given = teacher.model, of.train_images, compute, keep, settings.get("tap", 0)
@@ -111,19 +111,18 @@ def load_signals(
     own = logits_of(images)
     check_alignment(own, images.train_labels, teacher.accuracy)
     signals = Signals()
-    if method.alpha:
-        signals = replace(signals, logits=logits_of(shown("logits")) if variant == "released" else own)
-    if method.gamma:
-        tap = attention_tap(run.architecture.blocks_removed)
+    if distils:
+        signals = replace(signals, logits=logits_of(shown("logits")) if spec.variant == "released" else own)
+    if tap is not None:
         attention = passed_on(shown("attention"), lambda _, each: attention_map(each).half(), kind="attention", tap=tap)
         signals = replace(signals, attention=attention)
-    if method.overlay_prob:
-        signals = replace(signals, maps=load_maps(shown("maps"), teacher, run.signals, folder, compute, log))
+    if overlays:
+        signals = replace(signals, maps=load_maps(shown("maps"), teacher, spec, folder, compute, log))
     return signals
 
 
 def needed(run: Run) -> tuple:
-    """Key of the signals that `load_signals` gives a run, without the images."""
+    """What `load_signals` makes a run's signals of: its `SignalSpec`, padding, and which kinds, attention by its tap."""
     method = run.method
     tap = attention_tap(run.architecture.blocks_removed) if method.gamma else None
     return run.signals, run.recipe.padding, bool(method.alpha), tap, bool(method.overlay_prob)

@@ -31,6 +31,14 @@ def compare(runs: pd.DataFrame, pairs, pair_by: str | None = "seed", value: str 
     ------
     InputError
         If an arm has two runs with the same `pair_by`.
+
+    Examples
+    --------
+    >>> runs = pd.DataFrame({"arm": ["Student", "KD"] * 3, "seed": [0, 0, 1, 1, 2, 2]})
+    >>> runs["accuracy"] = [0.90, 0.92, 0.91, 0.92, 0.92, 0.95]
+    >>> compare(runs, [("KD", "Student")])[["n", "difference", "low", "high"]].round(3)
+       n  difference    low   high
+    0  3        0.02 -0.005  0.045
     """
     rows, runs = [], runs.set_index(pair_by) if pair_by else runs
     for arm, reference in pairs:
@@ -133,7 +141,15 @@ def smallest_difference(n: int, sd: float, *, power: float = 0.8, paired: bool =
 
 
 def runs_needed(difference: float, sd: float, *, power: float = 0.8, paired: bool = True, alpha: float = 0.05) -> float:
-    """Runs of each arm (pairs if `paired`) that find a true difference of this size; NaN if none, or only 10^13, can."""
+    """Runs of each arm (pairs if `paired`) that find a true difference of this size; NaN if none, or only 10^13, can.
+
+    Examples
+    --------
+    A difference as large as the standard deviation of the pairs' differences takes ten pairs:
+
+    >>> runs_needed(0.003, 0.003)
+    10
+    """
     if not abs(difference) > 1e-6 * sd or np.isnan(smallest_difference(2, sd, power=power, paired=paired, alpha=alpha)):
         return np.nan
     most = 2
@@ -200,7 +216,13 @@ def agreement(predicted, teacher, labels) -> pd.Series:
 
 
 def mcnemar(a, b, labels) -> pd.Series:
-    """Do two networks err on as many of the same images? McNemar's exact test; ``only_a``: images right in `a` alone."""
+    """Do two networks err on as many of the same images? McNemar's exact test; ``only_a``: images right in `a` alone.
+
+    Examples
+    --------
+    >>> mcnemar([0, 1, 2, 2], [0, 0, 0, 2], labels=[0, 1, 2, 1]).to_dict()
+    {'only_a': 2.0, 'only_b': 0.0, 'p': 0.5}
+    """
     a, b = _right([a, b], labels).to_numpy()
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     p = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0

@@ -1,7 +1,13 @@
 """Runs a study on this machine: what is recorded is read, what is missing is trained.
 
 `Study` is what a notebook opens; its `ensure` turns declared runs into a table. It never repeats a finished run, goes
-on where it was stopped, and is not stopped by a run that fails.
+on where it was stopped, and is not stopped by a run that fails. The way from there to a trained network:
+
+- `ensure` looks up what is missing, and keeps each record as it comes.
+- `_trained` has the teachers trained before the students that need them.
+- `train_all` trains many runs: `_train_here`, unless `igkd.cluster` puts itself in its place.
+- `_stages` and `_side_by_side` divide them: runs with the same signals go together, each in a process with a core.
+- `_attempt` trains one: `igkd.training.train`.
 """
 
 import os
@@ -338,6 +344,12 @@ class Study:
             If runs failed, after all others were done.
         InputError
             If there is no teacher to learn from, or not one of the runs is recorded.
+
+        Examples
+        --------
+        >>> from igkd import experiments
+        >>> study = Study("demo")  # doctest: +SKIP
+        >>> study.ensure(experiments.arms(study.plan))  # trains for a minute  # doctest: +SKIP
         """
 
         def on_time() -> bool:

@@ -1,6 +1,7 @@
 """Exercises: solutions as students write them, right ones and ones with a mistake that is easily made."""
 
 import re
+from itertools import product
 from pathlib import Path
 
 import nbformat
@@ -69,9 +70,9 @@ def gain(runs):
     return 100 * (wide["KD+IG"] - wide["Student"]).mean()
 
 
-def attention(activation):
-    q = (activation**2).sum(1).reshape(len(activation), -1)
-    return q / (q**2).sum(1, keepdim=True) ** 0.5
+def sign_flip_p(a, b):
+    totals = [abs(np.dot(signs, a - b)) for signs in product((1, -1), repeat=len(a))]  # the first flips nothing
+    return np.mean([total >= totals[0] - 1e-12 for total in totals])
 
 
 def least_loss(logits, temperature):
@@ -83,9 +84,10 @@ def least_loss(logits, temperature):
 RIGHT = {
     "00.2": needed(PAIRS.std()),
     "00.3": lambda z, t: torch.exp(z / t) / torch.exp(z / t).sum(1, keepdim=True),
-    "01.3": round(entropy(LOGITS, 20), 3), "02.2": ig, "02.3": seen, "03.1": kd_loss, "03.2": gain, "04.4": attention,
+    "01.3": round(entropy(LOGITS, 20), 3), "02.2": ig, "02.3": seen, "03.1": kd_loss, "03.2": gain,
     "05.3": round(found_with_ten(PAIRS.std()), 2),
-    "05.4": lambda a, b: stats.ttest_1samp(a - b, 0).pvalue,
+    "04.4": lambda share, hard, attention: brentq(lambda w: w * attention / (hard + w * attention) - share, 0, 1e6),
+    "05.4": sign_flip_p,
     "06.3": lambda c: np.mean([row[i] / row.sum() for i, row in enumerate(c) if row.sum()]),
     "07.2": lambda teacher, student: np.median([t / s for t, s in zip(teacher[1:], student[1:])]),
     "08.1": least_loss,
@@ -102,9 +104,10 @@ WRONG = [
     ("03.1", lambda s, t, T: -T**2 * ((t / T).softmax(1) * (s / T).log_softmax(1)).sum(1).mean(), "cross-entropy;"),
     ("03.1", lambda s, t, T: T**2 * torch.nn.KLDivLoss(reduction="batchmean")(s / T, (t / T).softmax(1)), "softmax is"),
     ("03.2", lambda runs: 100 * runs.groupby("arm").accuracy.mean()[["Student", "KD+IG"]].diff().iloc[1], "seeds"),
-    ("04.4", lambda a: attention(a.sum(1, keepdim=True)), "square before"),
+    ("04.4", lambda share, hard, attention: share * hard / attention, "the sum has"),
     ("05.3", 100 * POOLED * TTestIndPower().solve_power(nobs1=10, power=0.8, alpha=0.05), "not compared in pairs"),
-    ("05.4", lambda a, b: stats.ttest_ind(a, b).pvalue, "independent runs"),
+    ("05.4", lambda a, b: stats.ttest_1samp(a - b, 0).pvalue, "the t-test"),
+    ("05.4", lambda a, b: sign_flip_p(a, b) / 2, "other direction"),
     ("06.3", lambda c: np.nanmean(np.diag(c) / c.sum(0)), "precision"),
     ("07.2", lambda t, s: np.median(t / s), "first round"),
     ("08.1", lambda z, T: least_loss(z, T) / T**2, "factor"),
