@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Reproduce the paper: train what is missing, execute the notebooks, end with the ledger.
 
-Executed copies are written to build/<profile>/notebooks/. Finished runs are never repeated, so the same command goes
+Executed copies are written to build/<profile>/notebooks/; of other images than those of the records, where the last line
+says. Finished runs are never repeated, so the same command goes
 on where an earlier one stopped. Exit codes: 0 all went well, 1 something failed, 2 bad input, 130 stopped with Ctrl-C.
 """
 
@@ -85,7 +86,6 @@ def main() -> int:
     if options.data not in ("", "download"):  # means the same in every folder
         options.data = os.path.realpath(os.path.expanduser(options.data))
     os.chdir(ROOT)
-    build = ROOT / "build" / options.profile
     given = {name: getattr(options, name) for name in ("profile", "data", "device")} | dict(options.p)
     executes = not (options.plan or options.verify or options.publish or options.runs_only)
     parameters = {path: checked(path, given) for path in notebooks if executes}
@@ -97,17 +97,17 @@ def main() -> int:
     if options.data:
         study.images  # noqa: B018 - data that was named must be usable, even where all is recorded
     if options.publish:
-        return publish(study, notebooks, build)
+        return publish(study, notebooks)
     if options.plan:
         return plan(study, only)
     if options.verify:
         return verify(study, only, options.verify)
     if options.engine == "local":
-        return reproduce(study, notebooks, build, parameters, options)
+        return reproduce(study, notebooks, parameters, options)
     from igkd.cluster import connected
 
     with connected(study, options.address):
-        return reproduce(study, notebooks, build, parameters, options)
+        return reproduce(study, notebooks, parameters, options)
 
 
 def checked(path: Path, given: dict) -> dict:
@@ -138,9 +138,10 @@ def literal(text: str):
         return text
 
 
-def reproduce(study, notebooks: list[Path], build: Path, parameters: dict, options) -> int:
+def reproduce(study, notebooks: list[Path], parameters: dict, options) -> int:
     """Train what the notebooks declare, execute them, and write the ledger."""
     from igkd.experiments import TIMED
+    from igkd.study import UNTIL
 
     numbers, failed = [path.name[:2] for path in notebooks], False
     if options.force or options.runs_only:
@@ -156,11 +157,11 @@ def reproduce(study, notebooks: list[Path], build: Path, parameters: dict, optio
             study.ensure(study.planned(numbers))
     except TrainingError as error:
         print(f"run_all.py: {error}", file=sys.stderr)
-        failed = True
+        failed, os.environ[UNTIL] = True, "0"  # the notebooks would only try again
     if not options.runs_only:
         timed = [path for path in notebooks if path.name[:2] in TIMED]  # first: notebook 00 shows what they measure
         for group, at_once in ((timed, 1), ([path for path in notebooks if path not in timed], AT_ONCE)):
-            failed |= execute_all(group, at_once, build / "notebooks", parameters, study.has_images)
+            failed |= execute_all(group, at_once, study.folder / "notebooks", parameters, study.has_images)
     new, declared = study.store.keys() - before, {item.run.key for item in study.planned(numbers)}
     missing = len(declared - before - new)
     print(f"{len(new)} runs trained, {len(declared & before)} were recorded, {missing} to do")
@@ -168,7 +169,7 @@ def reproduce(study, notebooks: list[Path], build: Path, parameters: dict, optio
         from igkd.claims import write_ledger
 
         print(write_ledger(study)[["published", "here", "verdict"]].to_string())
-        print(f"executed copies are in {build}/notebooks/, the ledger is {study.figures}/ledger.md")
+        print(f"executed copies are in {study.folder}/notebooks/, the ledger is {study.figures}/ledger.md")
     return 1 if failed else 0
 
 
@@ -287,7 +288,7 @@ def verify(study, numbers: list[str], count: int) -> int:
     return int(failed)
 
 
-def publish(study, notebooks: list[Path], build: Path) -> int:
+def publish(study, notebooks: list[Path]) -> int:
     """Copy outputs, figures, measured times and the weights of the students shown into the repository."""
     import nbformat
     import numpy as np
@@ -297,8 +298,10 @@ def publish(study, notebooks: list[Path], build: Path) -> int:
     from igkd.records import write_atomically
     from igkd.study import SHIPPED_LOGITS, SHIPPED_TEACHER
 
+    if study.own_images:
+        raise InputError("what is published is about the images of the records; leave out --data, or name those")
     for path in notebooks:
-        copy = build / "notebooks" / path.name
+        copy = study.folder / "notebooks" / path.name
         try:
             source, done = nbformat.read(path, 4), nbformat.read(copy, 4)
         except (OSError, ValueError) as error:
@@ -317,7 +320,7 @@ def publish(study, notebooks: list[Path], build: Path) -> int:
         source.metadata["profile"] = study.profile.name
         write_atomically(path, (nbformat.writes(source) + "\n").encode())
         print(f"{path.stem}: has the outputs of the {study.profile.name} profile")
-    shutil.copytree(build / "figures", ROOT / "figures", dirs_exist_ok=True)
+    shutil.copytree(study.figures, ROOT / "figures", dirs_exist_ok=True)
     if study.latency_files[0].exists():
         shutil.copy(*study.latency_files)
     if study.profile.name == "demo":  # whose networks every reader trains

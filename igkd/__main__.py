@@ -96,7 +96,7 @@ def evaluate(weights: str, data: str, normalize: str | None = None, device: str 
     model, images = read(weights, data, normalize)
     outcome = training.evaluate(model, images.test_images, images.test_labels, compute)
     print(f"weights            {weights}")
-    print(f"network            MobileNetV2 with {len(model.features)} of 19 entries of features")
+    print(f"network            MobileNetV2 for small images, with {len(model.features)} of 19 entries of features")
     print(f"test images        {outcome['n_test']} of {images.name} (fingerprint {images.fingerprint})")
     print(f"standardisation    {_standardisation(model)}")
     print(f"accuracy           {outcome['accuracy']:.2%}")
@@ -152,7 +152,7 @@ def write_cut(data: str, path: str) -> int:
     Raises
     ------
     InputError
-        If the official files are not there, or the file cannot be written.
+        If the official files are not there, or there is no such place for the file.
     """
     import numpy as np
 
@@ -164,10 +164,7 @@ def write_cut(data: str, path: str) -> int:
         raise InputError(f"{path} would not be taken for an image set; give it a name that ends in .npz")
     content = io.BytesIO()
     np.savez(content, **cut_official(load_images("cifar10", data)))
-    try:
-        write_atomically(Path(path), content.getbuffer())
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error}); make room, or give another file") from error
+    write_atomically(Path(path), content.getbuffer())
     images = load_images("cifar10", path)
     print(f"written            {path}, {Path(path).stat().st_size / 1e6:.0f} MB")
     print(f"images             {images.n_train:,} to train on, {images.n_test:,} to test on")

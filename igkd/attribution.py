@@ -67,10 +67,10 @@ def integrated_gradients(
     model : Module
         Takes (B, C, H, W), returns logits (B, K). It is evaluated in evaluation mode and in its own precision, and left
         as it was found; its parameters collect no gradients.
-    images : Tensor (N, C, H, W)
+    images : Tensor or ndarray (N, C, H, W)
         x, floating point, in the units that `model` takes (here [0, 1]). The integral of lower precisions than float32
         is summed in float32.
-    target : Tensor (N,) of integers, optional
+    target : Tensor or ndarray (N,) of integers, optional
         The class whose output f is; by default the one that the model predicts. The paper takes the label.
     baseline : Tensor (C, H, W) or (N, C, H, W), or float
         x0, see `make_baseline`. There is no default because no baseline is neutral.
@@ -116,6 +116,7 @@ def integrated_gradients(
     >>> saliency_map(found.attributions).shape  # what is laid over an image: one number a pixel
     torch.Size([1, 1, 1])
     """
+    images = torch.as_tensor(images)
     if images.dim() != 4 or not len(images) or not images.is_floating_point():
         raise InputError(f"images are {images.dtype} {tuple(images.shape)}; give floating point (N, C, H, W), N > 0")
     if output not in OUTPUTS or (batch_size is not None and batch_size < 1):
@@ -137,7 +138,9 @@ def integrated_gradients(
     with evaluating(model):
         with torch.no_grad():
             at_image, at_baseline = (torch.cat([f(x) for x in part.split(batch_size)]) for part in (images, baseline))
-        target = at_image.argmax(1) if target is None else target.to(images.device)
+        if at_image.dim() != 2:
+            raise InputError(f"the model returns {tuple(at_image.shape)}; give one that returns logits (N, K)")
+        target = at_image.argmax(1) if target is None else torch.as_tensor(target, device=images.device)
         n, num_classes = at_image.shape
         if target.shape != (n,) or target.is_floating_point() or not ((0 <= target) & (target < num_classes)).all():
             raise InputError(f"target must be {n} integers, one per image, from 0 to {num_classes - 1}")

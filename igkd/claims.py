@@ -341,9 +341,10 @@ def renewed(readme: str, study: Study) -> str:
 def write_ledger(study: Study) -> pd.DataFrame:
     """Write ``ledger.md`` beside the figures; returns the table of the claims."""
     claims = ledger(study)
-    parts = {
-        f"Claims, profile {study.profile.name}": claims.reset_index(),
-        "Where this study differs from the paper": DIFFERENCES_FROM_THE_PAPER,
+    parts = {f"Claims, profile {study.profile.name}: {study.describe_data()}": claims.reset_index()}
+    if study.full_size and not study.own_images:
+        parts["Where this study differs from the paper"] = DIFFERENCES_FROM_THE_PAPER
+    parts |= {
         "Published statistics, computed anew from published data": published.recomputed().astype(object).fillna("–"),
         "Figures and tables of the paper": published.table("figures").astype(object).fillna("–"),
     }

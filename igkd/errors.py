@@ -1,6 +1,7 @@
 """The ways in which a command ends early; each is one line for the reader."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -82,7 +83,7 @@ def exit_code(program: str, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         code, line = 130, "stopped; finished runs are kept, and the same command goes on"
     except (OSError, RuntimeError, AttributeError) as error:
-        code, line = 1, first_line(error)
+        code, line = 1, first_line(error) + "; make room" * (getattr(error, "errno", None) == errno.ENOSPC)
         if "torchvision::nms" in line or "circular import" in line:
             code, line = 2, "torchvision does not fit torch; install the pair that pyproject.toml names: make"
         elif not isinstance(error, OSError | TrainingError):

@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy import stats
 
 from igkd import claims
@@ -139,29 +139,6 @@ def image_rows(rows: dict[str, np.ndarray], titles=()) -> Figure:
         width = framed.shape[2]
         axes[0, 0].set_xticks((width - gap - 1) / 2 + width * np.arange(columns), titles[:columns], fontsize=9)
         axes[0, 0].tick_params(top=False, bottom=False, labeltop=True, labelbottom=False)
-    return figure
-
-
-def training_curves(history: list[dict]) -> Figure:
-    """Loss and running training accuracy over the epochs of one run."""
-    labels = {"loss": "training loss (nats)", "train_accuracy": "accuracy on augmented\ntraining images"}
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3))
-    for axis, (column, label) in zip(axes, labels.items(), strict=True):
-        sns.lineplot(pd.DataFrame(history), x="epoch", y=column, marker="o", ax=axis)
-        axis.set(ylabel=label, ylim=(0, None))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[1].yaxis.set_major_formatter(PercentFormatter(1))
-    return figure
-
-
-def per_class(accuracies: pd.Series, overall: float) -> Figure:
-    """Accuracy of each class (the index), and the overall accuracy as a line."""
-    figure, axis = plt.subplots(figsize=(7, 3))
-    axis.plot(accuracies.index, 100 * accuracies, "o")
-    axis.axhline(100 * overall, color="0.3", lw=1, ls="--", label=f"all: {overall:.2%}")
-    axis.set(ylabel="test accuracy (%)", title=f"{accuracies.idxmax()} is easiest, {accuracies.idxmin()} hardest")
-    axis.tick_params(axis="x", rotation=30)
-    axis.legend()
     return figure
 
 
@@ -306,41 +283,6 @@ def loss_budget(panels: dict[str, pd.DataFrame]) -> Figure:
         axis.yaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return grid.figure
-
-
-def effects(panels: dict[str, pd.DataFrame]) -> Figure:
-    """Main effects and interactions with their 95 % intervals, a panel for each factorial.
-
-    Parameters
-    ----------
-    panels : dict
-        Title -> table from `igkd.statistics.factorial`, all with the same terms.
-    """
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.2), squeeze=False, sharey=True)
-    for axis, (title, table) in zip(axes[0], panels.items(), strict=True):
-        table, terms = table.assign(**100 * table[["estimate", "low", "high"]]), table.term.str.replace(":", " : ")
-        colours = [ARM_COLOURS["AT"] if "AT" in term else "0.35" for term in terms]
-        axis.hlines(terms, table.low, table.high, colors=colours)
-        axis.scatter(table.estimate, terms, c=colours, zorder=2)
-        axis.axvline(0, color="0.3", lw=1)
-        axis.set(title=title, xlabel="effect on test accuracy (points)")
-        axis.grid(False, axis="y")
-    axes[0, 0].invert_yaxis()
-    return figure
-
-
-def completeness(errors: pd.DataFrame) -> Figure:
-    """Completeness error over the number of integration steps, a line for each quadrature method."""
-    figure, axis = plt.subplots(figsize=(5.4, 3.2))
-    percent, look = errors.assign(error=100 * errors.error), {"hue": "method", "style": "method", "dashes": False}
-    sns.lineplot(percent, x="n_steps", y="error", **look, markers=["o", "s", "^"], palette="colorblind", ax=axis)
-    axis.set(xscale="log", yscale="log", ylabel="mean completeness error\n(% of the mean rise)")
-    axis.set_xticks(sorted(errors.n_steps.unique()), sorted(errors.n_steps.unique()), minor=False)
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.minorticks_off()
-    axis.legend(title="")
-    return figure
 
 
 def idea(image: np.ndarray, kind: str, soft, class_names, ig_map: np.ndarray, overlaid: np.ndarray) -> Figure:

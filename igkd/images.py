@@ -40,7 +40,8 @@ _VALIDATION_SEED = 20_231
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _WAYS = (
     f"(1) download the official files with `--data {DOWNLOAD}` (170 MB into {OFFICIAL_FOLDER.as_posix()}), "
-    "(2) give the folder that contains cifar-10-batches-py, or an image folder train/<class>/* with test/<class>/*, "
+    "(2) give the folder that contains cifar-10-batches-py, or an image folder train/<class>/* with test/<class>/* "
+    "(to evaluate a network, test/<class>/* alone), "
     f"or (3) give an .npz file with {', '.join(_ARRAYS)}, class_names; "
     "for (2) and (3) use --data PATH or the environment variable IGKD_DATA; in a notebook set `data` in its first cell"
 )
@@ -276,7 +277,8 @@ def load_images(
         raise InputError(f"there is no image set {name!r}; choose digits or cifar10")
     if name == "digits":
         if data:
-            raise InputError("the digits of the demo come with scikit-learn; leave out --data, or add --profile laptop")
+            how = "leave out --data, or add --profile laptop, or --profile paper for images of your own"
+            raise InputError(f"the digits of the demo come with scikit-learn; {how}")
         return _digits()
     given = data or os.environ.get("IGKD_DATA")
     # Not Path.expanduser, which fails for a user that is not known; this leaves the name, and nothing is there.
@@ -436,7 +438,7 @@ def _read_image(file: str, side: int | None) -> np.ndarray:
 def _checked(source: Path, arrays: dict[str, np.ndarray], classes: tuple[str, ...], test_alone: bool) -> ImageSet:
     """An image set of arrays that came from `source`, if they are sound."""
     if len(set(classes)) < max(2, len(classes)):
-        raise InputError(f"{source}: class_names must be two or more different names, not {list(classes)}")
+        raise InputError(f"{source}: there must be two or more classes of different names, not {list(classes)}")
     if test_alone and "test_images" in arrays:
         arrays = {"train_images": arrays["test_images"][:0], "train_labels": np.empty(0, np.int64)} | arrays
     if missing := [name for name in _ARRAYS if name not in arrays]:
@@ -448,8 +450,14 @@ def _checked(source: Path, arrays: dict[str, np.ndarray], classes: tuple[str, ..
             raise InputError(f"{source}, {part}: no image of class {classes[min(absent)]!r}; add some or drop it")
     if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
         raise InputError(f"{source}: train_images and test_images differ in size; bring all images to one size")
-    # The published constants belong to the ten classes, wherever the file lies.
-    name = "cifar10" if set(classes) == set(CIFAR10_CLASSES) else source.resolve().stem
+    if not len(arrays["test_labels"]):
+        raise InputError(f"{source} has no test image; {_WAYS}")
+    name = source.resolve().stem
+    if set(classes) == set(CIFAR10_CLASSES):
+        # The published constants belong to the ten classes, wherever the file lies; weights know them in their order.
+        order = np.array([CIFAR10_CLASSES.index(each) for each in classes])
+        arrays = arrays | {each: order[arrays[each]] for each in ("train_labels", "test_labels")}
+        name, classes = "cifar10", CIFAR10_CLASSES
     sound = [arrays[each].astype(np.int64 if "labels" in each else np.uint8, order="C", copy=False) for each in _ARRAYS]
     return ImageSet(name, *sound, classes, flip=True)
 
@@ -458,7 +466,7 @@ def check_arrays(what: str, images: np.ndarray, labels: np.ndarray, classes: tup
     """Refuse what is no images (N, H, W, 3) uint8 that the networks take, with a label of `classes` for each."""
     h, w = images.shape[1:3] if images.ndim == 4 else (0, 0)
     if images.dtype != np.uint8 or not h * w or images.shape[3] != 3 or h % SIZE_MULTIPLE or w % SIZE_MULTIPLE:
-        form = f"uint8 (images, height, width, 3), height and width multiples of {SIZE_MULTIPLE}"
+        form = f"uint8 (images, height, width, 3), resized to a height and width that are multiples of {SIZE_MULTIPLE}"
         raise InputError(f"{what}: images are {images.dtype} {images.shape}; give {form}")
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise InputError(f"{what}: labels are {labels.dtype} {labels.shape}; give a whole number for each image")

@@ -203,7 +203,10 @@ def load_weights(path: str | Path, num_classes: int = 10, mean_std=None) -> Mobi
         raise InputError(f"{path} cannot be read as weights ({error}); fetch or train it again") from error
     stem = state.get("features.0.0.weight")
     if not 0 < blocks <= NUM_FEATURES or stem is None or stem.dim() != 4:
-        raise InputError(f"{path} is no MobileNetV2 of this family: it has no convolution features.0.0")
+        first = next(iter(state), "nothing")
+        raise InputError(f"{path} is no MobileNetV2 of this family: it has no features.0.0.weight, but {first}, ...")
+    if (known := len(state.get("classifier.1.weight", ()))) not in (0, num_classes):
+        raise InputError(f"{path} knows {known} classes, and the images are of {num_classes}; name all of its classes")
     model = MobileNetV2(num_classes, NUM_FEATURES - blocks, mean_std)
     state = {"mean": model.mean, "std": model.std} | state
     try:
@@ -222,7 +225,9 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
-        raise ValueError("it holds something else than named tensors")
+        raise ValueError(
+            f"it holds no named tensors, but {str(list(state))[:80] if isinstance(state, dict) else type(state)}"
+        )
     return state
 
 

@@ -70,7 +70,7 @@ class Study:
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"``, ...
     root : path, optional
-        Folder that holds ``records``, ``weights`` and ``build``; the repository's own by default.
+        Folder that holds ``records``, ``weights`` and ``build``; the repository by default.
     log : callable
         Gets one line for each thing worth knowing.
     jobs : int, optional
@@ -98,10 +98,7 @@ class Study:
         self.profile: Profile = PROFILES[profile_name]
         self.data = data or None
         self.log = log
-        # The demo is trained live by every reader, so its records are build products; the others are the study.
-        records = root / "build" / "demo" / "records" if profile_name == "demo" else root / "records"
-        self.store = Store(records, root / "build", root / "weights")
-        self.figures = root / "build" / profile_name / "figures"
+        self._repository = Store(root / "records", root / "build", root / "weights")
         self.compute: Compute = pick_compute(device)
         try:
             self.jobs = jobs or (cpu_count() if self.compute.device == "cpu" else 1)
@@ -113,10 +110,14 @@ class Study:
         self._teachers: dict[str, Teacher] = {}
 
     @cached_property
+    def _loaded(self) -> ImageSet:
+        return load_images(self.profile.dataset, self.data, log=self.log)
+
+    @cached_property
     def images(self) -> ImageSet | RecordedImages:
         """The profile's images; without the data, what the records tell of them."""
         try:
-            images = load_images(self.profile.dataset, self.data, log=self.log)
+            images = self._loaded
         except MissingImages as missing:
             return self._recorded_images(missing)
         if self.profile.dataset == "cifar10" and self.profile.teacher is None and images.class_names != CIFAR10_CLASSES:
@@ -126,26 +127,49 @@ class Study:
             )
         return images if self.profile.take is None else images.take(*self.profile.take)
 
+    @cached_property
+    def own_images(self) -> bool:
+        """Whether the images are others than those of the repository's records.
+
+        Theirs is another study, of which nothing goes where the repository keeps its records, figures and outputs.
+        """
+        known = {record.run.data for record in self._repository.records("teacher")}
+        if self.profile.name == "demo" or not known or not self.has_images:
+            return False
+        return self._loaded.fingerprint not in known
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where figures, executed notebooks and times go."""
+        return self.root / "build" / (self.profile.name + f"-{self.fingerprint}" * self.own_images)
+
+    @cached_property
+    def store(self) -> Store:
+        """Records, weights and checkpoints."""
+        # The demo is trained live by every reader, so its records are build products, too.
+        if self.profile.name == "demo" or self.own_images:
+            return Store(self.folder / "records", self._repository.scratch, self._repository.shipped)
+        return self._repository
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the figures."""
+        return self.folder / "figures"
+
     @property
     def has_images(self) -> bool:
         """Whether there are pixels and labels, so that something can be trained, evaluated or shown."""
         return isinstance(self.images, ImageSet)
 
     def _recorded_images(self, missing: MissingImages) -> RecordedImages:
-        """CIFAR-10 as most of this profile's records saw it; of other images they do not hold the classes' names."""
+        """CIFAR-10 as the first of this profile's records saw it."""
         recipes = self.profile.recipe, self.profile.teacher
-        whole = [
-            record
-            for record in self.store.records()
-            if record.run.recipe in recipes and record.provenance["data"] == "cifar10"
-            if (record.run.subset, record.run.split) == (Subset(), "test")
-        ]
-        if not whole:
-            raise missing
-        fingerprint = pd.Series([record.run.data for record in whole]).mode()[0]
-        outcome = next(record.outcome for record in whole if record.run.data == fingerprint)
-        counts = outcome["n_train"], outcome["n_test"]
-        return RecordedImages("cifar10", CIFAR10_CLASSES, (32, 32), *counts, fingerprint, missing)
+        for record in self._repository.records():
+            run, outcome = record.run, record.outcome
+            if run.recipe in recipes and (run.subset, run.split) == (Subset(), "test"):
+                counts = outcome["n_train"], outcome["n_test"]
+                return RecordedImages("cifar10", CIFAR10_CLASSES, (32, 32), *counts, run.data, missing)
+        raise missing
 
     @property
     def fingerprint(self) -> str:
@@ -538,7 +562,7 @@ class Study:
     def latency_files(self) -> tuple[Path, Path]:
         """Where times that are measured here are kept, and where the repository brings some."""
         name = f"latency-{self.profile.name}.json"
-        return self.figures.parent / name, self.root / "bench" / name
+        return self.folder / name, self.root / "bench" / name
 
     def measurements(self) -> Measurements:
         """Times on this machine; without the images, on which some are measured, those that are kept."""

@@ -110,10 +110,11 @@ def test_blurred_baseline_keeps_the_colour_and_loses_the_detail():
 
 
 def test_bad_input_is_refused():
+    good = {"model": a_network(), "images": IMAGES, "target": LABELS, "baseline": 0.0}
     bad = {"method": ["simpson"], "n_steps": [0], "output": ["loss"], "batch_size": [0], "images": [IMAGES[:0]]}
-    bad |= {"target": [LABELS + 4, torch.zeros(5)], "baseline": [torch.zeros(3, 8, 7)]}
+    bad |= {"target": [LABELS + 4, torch.zeros(5)], "baseline": [torch.zeros(3, 8, 7)], "model": [torch.nn.Flatten(0)]}
     for name, value in ((name, value) for name, values in bad.items() for value in values):
         with pytest.raises(InputError):
-            integrated_gradients(a_network(), **{"images": IMAGES, "target": LABELS, "baseline": 0.0} | {name: value})
+            integrated_gradients(**good | {name: value})
     with pytest.raises(InputError):
         make_baseline("white", IMAGES, a_network())

@@ -101,9 +101,13 @@ def test_npz_comes_back_as_it_was_saved(tmp_path):
     # what a whole set has is read even if a test set alone is enough, so that its fingerprint stays the same
     again = load_images("cifar10", tmp_path / "pets.npz", test_alone=True)
     assert again.fingerprint == images.fingerprint
-    np.savez(tmp_path / "renamed.npz", **random_arrays(CIFAR10_CLASSES))
+    turned = random_arrays(CIFAR10_CLASSES[::-1])
+    np.savez(tmp_path / "renamed.npz", **turned)
     cifar10 = load_images("cifar10", tmp_path / "renamed.npz")  # known by its classes, with the published constants
     assert (cifar10.name, cifar10.mean_std[0]) == ("cifar10", (0.4914, 0.4822, 0.4465))
+    assert (
+        cifar10.class_names == CIFAR10_CLASSES and cifar10.test_labels.tolist() == (9 - turned["test_labels"]).tolist()
+    )
 
 
 class Bomb:
@@ -137,6 +141,9 @@ def test_a_test_set_alone_is_enough_to_evaluate_and_not_to_train(tmp_path):
     refusal(tmp_path / "pets.npz")
     images = load_images("cifar10", tmp_path / "pets.npz", test_alone=True)
     assert (images.n_train, images.n_test, images.num_classes, images.size) == (0, 12, 4, (8, 8))
+    np.savez(tmp_path / "none.npz", **{name: ARRAYS[name][:0] for name in PIXELS[2:]}, class_names=names)
+    with pytest.raises(InputError):
+        load_images("cifar10", tmp_path / "none.npz", test_alone=True)
 
 
 @pytest.fixture

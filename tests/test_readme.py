@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ import bs4
 import pytest
 
 from igkd.claims import renewed
-from igkd.errors import MissingImages
 from igkd.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,10 +21,7 @@ COMMANDS = [line for line in re.sub(r" *#.*", "", SHELL).splitlines() if line]
 
 
 def test_the_claims_are_those_of_the_records():
-    try:
-        assert renewed(TEXT, Study("paper", device="cpu", log=lambda line: None)) == TEXT, "publish the paper profile"
-    except MissingImages:  # nothing is recorded yet
-        assert not list((ROOT / "records").glob("*/*.json"))
+    assert renewed(TEXT, Study("paper", device="cpu", log=lambda line: None)) == TEXT, "publish the paper profile"
 
 
 def test_pictures_and_links_are_there():
@@ -49,8 +44,6 @@ def test_the_library_example_runs():
 def test_every_command_exists(command):
     words = shlex.split(command)
     if words[0] == "make":
-        if not shutil.which("make"):
-            pytest.skip("no make here")
         subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
     else:
         program = words[1 : 4 if "-m" in words else 2]

@@ -48,10 +48,18 @@ def test_records_tell_what_is_known_of_the_images(studies):
     for words in ("describe_data", "describe_student", "title"):
         assert getattr(without, words)() == getattr(here, words)()
     assert without.planned() == here.planned()
-    for each in list(here.store.records("arms")):  # records of other images do not stand in for CIFAR-10
-        here.store.add(replace(each, provenance=each.provenance | {"data": "my images"}), "arms")
-    with pytest.raises(MissingImages):
-        Study("paper", device="cpu", root=here.root).images  # noqa: B018
+
+
+def test_other_images_are_a_study_of_their_own(studies):
+    here, _ = studies
+    here.store.add(record(here.teacher_runs()[0].run, data="cifar10"), "teacher")
+    np.savez(here.root / "mine.npz", **random_arrays(CIFAR10_CLASSES, 5, size=32))
+    again, mine = (Study("paper", here.root / name, "cpu", here.root) for name in ("images.npz", "mine.npz"))
+    (item,) = experiments.arms(mine.plan)[:1]
+    mine.store.add(record(item.run, data="cifar10"), "arms")
+    assert again.store.keys() == here.store.keys() and mine.store.keys() == {item.run.key}
+    with pytest.raises(InputError):
+        RUN_ALL["publish"](mine, [])
 
 
 def test_recorded_runs_are_shown_and_missing_ones_ask_for_the_images(studies):
