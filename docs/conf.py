@@ -43,6 +43,7 @@ notebooks/*
 
 ledger <figures/ledger>
 weights/README
+docs/own-images
 docs/findings
 docs/log
 docs/performance

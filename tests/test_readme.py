@@ -30,8 +30,9 @@ def test_pictures_and_links_are_there():
             assert (path.parent / target).exists(), (path, target)
 
 
-def test_the_library_example_runs():
-    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/own-images.md"])
+def test_the_library_example_runs(page):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     names = {}
     exec(example, names)
     assert names["loss"].item() > 0 and not names["teacher"].training
