@@ -158,7 +158,8 @@ def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
     panels = {"published: CIFAR-10\nstudent 4.12x smaller": published[published.arm.isin(table.arm)], title: table}
     for axis, (data, frame) in zip(axes, panels.items(), strict=True):
         _runs_of_arms(axis, frame)
-        means = 100 * frame.groupby("arm").accuracy.mean().reindex(["KD+IG", "Student"])
+        paired = frame[frame.groupby("seed").arm.transform("size") == 2] if "seed" in frame else frame
+        means = 100 * paired.groupby("arm").accuracy.mean().reindex(["KD+IG", "Student"])
         gain = f"KD+IG minus Student: {means['KD+IG'] - means['Student']:+.2f} points"
         axis.set(title=f"{data}, {_range(frame.groupby('arm').size())} runs an arm", xlabel=gain, ylabel="")
     half = max(np.ptp(axis.get_ylim()) for axis in axes) / 2

@@ -399,7 +399,7 @@ class Study:
             )
         if number < len(missing):
             why = "the time is used up" if self.has_images else "the images are not here"
-            self.log(f"{why}: {len(missing) - number} of {len(planned)} runs are left for another time")
+            self.log(f"{len(missing) - number} of {len(planned)} runs are not recorded, and {why}")
         if failures:
             raise TrainingError(
                 f"{len(failures)} of {len(missing)} runs failed, the others are kept; first: {failures[0]}"
