@@ -105,7 +105,6 @@ WRONG = [
     ("04.4", lambda share, hard, attention: share * hard / attention, "the sum has"),
     ("05.3", 100 * POOLED * TTestIndPower().solve_power(nobs1=10, power=0.8, alpha=0.05), "not compared in pairs"),
     ("05.4", lambda a, b: stats.ttest_1samp(a - b, 0).pvalue, "the t-test"),
-    ("05.4", lambda a, b: sign_flip_p(a, b) / 2, "other direction"),
     # what cannot be compared at all
     ("03.1", 0.5, "hand in the function itself"),
     ("03.1", lambda s, t, T: "0.1 nats", "numbers are expected"),
