@@ -96,8 +96,10 @@ def _compare(answer, truth, hints: dict, rtol: float) -> str | None:
     for hint, values in hints.items():
         if any(equals(_numbers(value)) for value in (values if isinstance(values, tuple) else (values,))):
             return hint
-    if found.shape != truth.shape or truth.ndim or np.isnan(found):
-        return f"other numbers of the shape {truth.shape} are expected, not of {found.shape}; work a small case by hand"
+    if found.shape != truth.shape:
+        return f"numbers of the shape {truth.shape} are expected, not of {found.shape}"
+    if truth.ndim or np.isnan(found):
+        return "the shape is right, the numbers are not; work a small case by hand"
     return f"{found:.4g} is too {'large' if found > truth else 'small'}"
 
 
@@ -187,15 +189,16 @@ def _trapezoid(answer):
     def f(points: torch.Tensor) -> torch.Tensor:
         return torch.tanh(points @ inner) @ outer
 
-    def ig(n: int, start: torch.Tensor = baseline) -> np.ndarray:
+    def ig(n: int, start: torch.Tensor = baseline, rule=integrate.trapezoid) -> np.ndarray:
         points = (start + torch.linspace(0, 1, n)[:, None] * (x - start)).requires_grad_()
         (gradients,) = torch.autograd.grad(f(points).sum(), points)
-        return integrate.trapezoid(gradients.numpy(), dx=1 / (n - 1), axis=0) * (x - start).numpy()
+        return rule(gradients.numpy(), dx=1 / (n - 1), axis=0) * (x - start).numpy()
 
     hints = {
         "that is the mean gradient on the path; what else stands in the formula?": ig(4) / (x - baseline).numpy(),
         "do your weights add up to 1? A constant gradient should come out as it is": ig(4) * 3 / 4,
         "n_points counts the points, both ends among them, not the intervals": ig(5),
+        "the ends of the path count half in the trapezoid rule": ig(4, rule=lambda y, dx, axis: y.mean(axis)),
         "the path starts at 0, not at the baseline": ig(4, torch.zeros(6)),
     }
     return _call(answer, f, x, baseline, 4), ig(4), hints
@@ -231,6 +234,9 @@ def _kd_loss(answer):
         "its gradient shrinks as the temperature grows; which factor makes up for that?": truth / squared,
         "whose probabilities weigh the logarithms?": distillation_loss(teacher, student, temperature),
         "the mean is over images and classes; a divergence is a sum over classes": truth / student.shape[1],
+        "the loss of a batch is the mean over its images": truth * len(student),
+        "the temperature divides the logits of both before the softmax": distillation_loss(student, teacher, 1.0)
+        * squared,
         "that is a cross-entropy; it is not 0 where student and teacher agree": squared * cross_entropy,
         NO_FACTOR: cross_entropy,
         NO_SOFTMAX: (*raw, *(squared * value for value in raw), np.nan),

@@ -84,7 +84,7 @@ def told(found) -> str:
     """A row of `igkd.statistics.compare` in one sentence; with its interval from four pairs on."""
     said = f"{found.arm} minus {found.reference} is **{100 * found.difference:+.2f} points**"
     if not (found.n >= 4 and found.p_holm >= 0):
-        return f"{said} (n = {found.n}, too few pairs for an interval)."
+        return f"{said} (n = {found.n}; no interval before more pairs are there)."
     clear = "a clear gain" if found.difference > 0 else "a clear loss"
     word = clear if found.p_holm < 0.05 else "no clear difference"
     return f"{said} [{100 * found.low:+.2f}, {100 * found.high:+.2f}], {word} (n = {found.n})."
@@ -105,8 +105,7 @@ def answer(gains: pd.DataFrame, line: float) -> Figure:
     axis.axvline(100 * line, color="0.45", linestyle=":")
     axis.set(yticks=range(len(gains)), yticklabels=gains.index, ylim=(len(gains) - 0.4, -0.8))
     axis.set(xlabel="KD+IG minus Student (percentage points)")
-    last = f"{gains.index[-1]} {100 * gains.difference.iloc[-1]:+.2f}"
-    axis.set_title(f"Published {100 * line:+.2f} points; {last}", loc="left")
+    axis.set_title(f"Published runs {100 * line:+.2f} points in the mean; here {100 * gains.difference.iloc[-1]:+.2f}")
     return figure
 
 

@@ -21,11 +21,14 @@ TINY = 1e-12  # rounding leaves a spread of about 1e-16 in differences of accura
 COLUMNS = ["arm", "reference", "n", "n_reference", "mean", "mean_reference", "difference", "low", "high", "p"]
 
 
-def compare(runs: pd.DataFrame, pairs, pair_by: str | None = "seed", value: str = "accuracy") -> pd.DataFrame:
+def compare(
+    runs: pd.DataFrame, pairs, pair_by: str | None = "seed", value: str = "accuracy", least: int = 2
+) -> pd.DataFrame:
     """Each arm against its reference: the difference with its 95 % t-interval, `p`, and `p_holm` over all pairs.
 
-    Runs that share `pair_by` are compared in pairs; with ``pair_by=None`` by Welch's test. A pair with too few runs
-    keeps its row, and counts in Holm's correction.
+    Runs that share `pair_by` are compared in pairs; with ``pair_by=None`` by Welch's test. A pair with fewer runs than
+    `least` keeps its row without interval and p, and counts in Holm's correction: give the number that was declared, as
+    an interval that one looks at until it pleases is none.
 
     Raises
     ------
@@ -51,7 +54,7 @@ def compare(runs: pd.DataFrame, pairs, pair_by: str | None = "seed", value: str 
             test = stats.ttest_rel(a, b) if pair_by else stats.ttest_ind(a, b, equal_var=False)
         means = [sample.mean(skipna=False) for sample in (a, b)]
         varies = ((a - b).std() if pair_by else a.std() + b.std()) > TINY
-        known = [*test.confidence_interval(), test.pvalue] if varies else [np.nan] * 3
+        known = [*test.confidence_interval(), test.pvalue] if varies and len(a) >= least else [np.nan] * 3
         rows.append([arm, reference, len(a), len(b), *means, means[0] - means[1], *known])
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.assign(p_holm=holm(table.p))

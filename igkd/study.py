@@ -398,8 +398,10 @@ class Study:
                 f"in {record.provenance['seconds']:.0f} s"
             )
         if number < len(missing):
-            why = "the time is used up" if self.has_images else "the images are not here"
-            self.log(f"{len(missing) - number} of {len(planned)} runs are not recorded, and {why}")
+            need = "time" if self.has_images else "the images"
+            self.log(
+                f"{len(planned) - len(missing) + number} of {len(planned)} runs are recorded, the others need {need}"
+            )
         if failures:
             raise TrainingError(
                 f"{len(failures)} of {len(missing)} runs failed, the others are kept; first: {failures[0]}"

@@ -35,9 +35,7 @@ def test_the_library_example_runs(page):
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     names = {}
     exec(example, names)
-    assert names["loss"].item() > 0 and not names["teacher"].training
-    assert all(parameter.grad is not None for parameter in names["student"].parameters())
-    assert all(parameter.grad is None for parameter in names["teacher"].parameters())
+    assert (names["maps"] >= 0).all() and all(each.grad is None for each in names["teacher"].parameters())
 
 
 # Commands that train or need the images are not run: their options are read, and --help ends the call.
