@@ -25,7 +25,7 @@ def use_style() -> None:
     """Set the look of all figures."""
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
     plt.rcParams.update(
-        {"figure.dpi": 110, "savefig.dpi": 200, "figure.constrained_layout.use": True, "svg.hashsalt": "igkd"}
+        {"figure.dpi": 110, "savefig.dpi": 200, "figure.constrained_layout.use": True, "figure.titlesize": "medium"}
     )
 
 
