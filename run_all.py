@@ -300,6 +300,7 @@ def publish(study, notebooks: list[Path]) -> int:
 
     if study.own_images:
         raise InputError("what is published is about the images of the records; leave out --data, or name those")
+    figures = set()
     for path in notebooks:
         copy = study.folder / "notebooks" / path.name
         try:
@@ -317,10 +318,13 @@ def publish(study, notebooks: list[Path]) -> int:
             for output in cell.outputs:
                 if output.output_type == "execute_result":
                     output.execution_count = number
+            figures.update(re.findall(r'figures\.save\(\s*\w+,\s*"([\w-]+)"', cell.source))
         source.metadata["profile"] = study.profile.name
         write_atomically(path, (nbformat.writes(source) + "\n").encode())
         print(f"{path.stem}: has the outputs of the {study.profile.name} profile")
-    shutil.copytree(study.figures, ROOT / "figures", dirs_exist_ok=True)
+    for path in study.figures.iterdir():
+        if path.stem in figures:  # those of other notebooks may be of another profile
+            shutil.copy(path, ROOT / "figures")
     if study.latency_files[0].exists():
         shutil.copy(*study.latency_files)
     if study.profile.name == "demo":  # whose networks every reader trains
@@ -329,6 +333,7 @@ def publish(study, notebooks: list[Path]) -> int:
     if study.teacher_runs():
         networks[SHIPPED_TEACHER] = study.planned_teacher()
         np.save(study.store.shipped / SHIPPED_LOGITS, study.teacher_logits().half().numpy())
+        shutil.copy(study.figures / "ledger.md", ROOT / "figures")
         readme = ROOT / "README.md"
         readme.write_text(renewed(readme.read_text(), study))
     for name, item in networks.items():
