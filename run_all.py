@@ -83,7 +83,7 @@ def main() -> int:
         for path in notebooks:
             print(f"{path.stem:<25} {''.join(json.loads(path.read_text())['cells'][0]['source']).splitlines()[0]}")
         return 0
-    if options.data not in ("", "download"):  # means the same in every folder
+    if options.data not in ("", "download", "digits"):  # means the same in every folder
         options.data = os.path.realpath(os.path.expanduser(options.data))
     os.chdir(ROOT)
     given = {name: getattr(options, name) for name in ("profile", "data", "device")} | dict(options.p)

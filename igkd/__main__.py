@@ -69,7 +69,7 @@ def read(weights: str, data: str, normalize: str | None, test_alone: bool = True
     from igkd.images import CIFAR10_MEAN_STD, load_images
     from igkd.models import load_weights
 
-    images = load_images("digits") if data == "digits" else load_images("cifar10", data, test_alone)
+    images = load_images("cifar10", data, test_alone)
     asked = {"none": ((0.0,) * 3, (1.0,) * 3), "cifar10": CIFAR10_MEAN_STD, None: None}[normalize]
     model = load_weights(weights, images.num_classes, asked)
     # Weights that carry a standardisation keep it whatever was asked for.

@@ -155,12 +155,14 @@ def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
     """
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.6))
     panels = {"published: CIFAR-10\nstudent 4.12x smaller": published[published.arm.isin(table.arm)], title: table}
+    gains = []
     for axis, (data, frame) in zip(axes, panels.items(), strict=True):
         _runs_of_arms(axis, frame)
         paired = frame[frame.groupby("seed").arm.transform("size") == 2] if "seed" in frame else frame
         means = 100 * paired.groupby("arm").accuracy.mean().reindex(["KD+IG", "Student"])
-        gain = f"KD+IG minus Student: {means['KD+IG'] - means['Student']:+.2f} points"
-        axis.set(title=f"{data}, {_range(frame.groupby('arm').size())} runs an arm", xlabel=gain, ylabel="")
+        gains.append(means["KD+IG"] - means["Student"])
+        axis.set(title=f"{data}, {_range(frame.groupby('arm').size())} runs an arm", xlabel="", ylabel="")
+    figure.suptitle("KD+IG minus Student: {:+.2f} points published, {:+.2f} here, in the mean".format(*gains))
     half = max(np.ptp(axis.get_ylim()) for axis in axes) / 2
     for axis in axes:
         axis.set_ylim(np.mean(axis.get_ylim()) - half, np.mean(axis.get_ylim()) + half)
@@ -323,7 +325,9 @@ def soft_targets(images: np.ndarray, labels, logits, temperatures: tuple[float, 
         below.set(xlim=(0, 1), xlabel="probability")
     axes[1, 0].set_yticks(classes + 0.4 - height / 2, class_names, fontsize=8)
     axes[1, 0].invert_yaxis()
-    figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(temperatures))
+    figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(temperatures))
+    highest = [f"{(logits / t).softmax(1).amax(1).mean():.0%} at T = {t:g}" for t in temperatures]
+    figure.suptitle(f"The teacher's highest probability, mean of these images: {', '.join(highest)}")
     return figure
 
 

@@ -239,7 +239,7 @@ def load_images(
     ----------
     name : {"digits", "cifar10"}
         ``digits``: scikit-learn's 8x8 grey digits, enlarged to 16x16, 1,347 for training and 450 for testing.
-        ``cifar10``: CIFAR-10, or the reader's own images instead of it.
+        ``cifar10``: CIFAR-10, or other images instead of it.
     data : str or Path, optional
         Where ``cifar10`` is; the environment variable IGKD_DATA if not given, else ``data/cifar10``. A relative path is
         looked for in the current directory, then in the repository. One of
@@ -249,7 +249,8 @@ def load_images(
           all images of one size;
         - an ``.npz`` file with ``train_images``, ``test_images`` (N, H, W, 3) uint8, ``train_labels``,
           ``test_labels`` (N,) integers, and ``class_names`` (strings);
-        - the word ``download``: the official files, downloaded to the repository's ``data/cifar10`` if they are not there.
+        - the word ``download``: the official files, downloaded to the repository's ``data/cifar10`` if they are not there;
+        - the word ``digits``: those.
     test_alone : bool, default False
         Test images are enough; then the set may have no training images, and classes without a test image.
     log : callable
@@ -275,8 +276,8 @@ def load_images(
     """
     if name not in ("digits", "cifar10"):
         raise InputError(f"there is no image set {name!r}; choose digits or cifar10")
-    if name == "digits":
-        if data:
+    if "digits" in (name, data):
+        if data not in (None, "digits"):
             how = "leave out --data, or add --profile laptop, or --profile paper for images of your own"
             raise InputError(f"the digits of the demo come with scikit-learn; {how}")
         return _digits()
