@@ -297,7 +297,7 @@ def _latency(study: Study) -> dict:
     row = {"the paper says": "inference falls from 140 ms to 13 ms at 4.1x", "published": f"{slow / fast:.1f} times",
            "here": "–", "n": "–", "verdict": "open", "notebook": "07"}  # fmt: skip
     # what was measured here goes before what the repository brings
-    for path in (*study.latency_files, study.root / "bench" / "latency-laptop.json"):
+    for path in (*study.latency_files, study.root / "bench" / "latency-paper.json"):
         if path.exists():
             times = read_measurement(path, "steady_state")[0]
             times = times.query("blocks_removed == 5 and batch_size == 1")

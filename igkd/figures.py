@@ -24,9 +24,8 @@ ARM_COLOURS = dict(zip(ARMS, sns.color_palette("colorblind", len(ARMS)), strict=
 def use_style() -> None:
     """Set the look of all figures."""
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
-    plt.rcParams.update(
-        {"figure.dpi": 110, "savefig.dpi": 200, "figure.constrained_layout.use": True, "figure.titlesize": "medium"}
-    )
+    plt.rcParams |= {"figure.dpi": 110, "savefig.dpi": 200, "figure.constrained_layout.use": True}
+    plt.rcParams |= {"figure.titlesize": "medium", "axes.formatter.min_exponent": 5}  # 100, not a power of 10
 
 
 def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None) -> None:
@@ -282,7 +281,6 @@ def loss_budget(panels: dict[str, pd.DataFrame]) -> Figure:
         grid = sns.relplot(table, kind="line", x="epoch", y="percent", col="panel", **look)
     grid.set(yscale="log", ylabel="share of the gradient norm (%)").set_titles("{col_name}")
     for axis in grid.axes.flat:
-        axis.yaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return grid.figure
 
@@ -455,7 +453,6 @@ def compression_accuracy(sources: dict[str, pd.DataFrame]) -> Figure:
     right.set(ylabel="points", title=f"KD+IG minus Student: {gain[next(iter(sources))].mean():+.2f} here in the mean")
     for axis in (left, right):
         axis.set(xscale="log", xlabel="compression factor")
-        axis.xaxis.set_major_formatter("{x:g}")
     left.legend(fontsize=8, loc="lower left")
     right.get_legend().remove()
     return figure
@@ -484,8 +481,6 @@ def latency(ratios: dict[str, pd.DataFrame], deployed: pd.DataFrame) -> Figure:
             axes[0].vlines(table.compression_factor, table.ratio_low, table.ratio_high, color=colour)
     axes[0].axhline(1, color="0.3", lw=1)
     axes[0].set(xscale="log", yscale="log", xlabel="compression factor", ylabel="teacher's cost / student's cost")
-    axes[0].xaxis.set_major_formatter("{x:g}")
-    axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].legend(fontsize=7.5, loc="upper left")
     for axis, size in zip(axes[1:], sizes, strict=True):
         for place, (network, rows) in enumerate(deployed[deployed.batch_size == size].groupby("network", sort=False)):
@@ -501,6 +496,9 @@ def latency(ratios: dict[str, pd.DataFrame], deployed: pd.DataFrame) -> Figure:
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
     axes[-1].legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    ends = deployed[deployed.batch_size == sizes[0]].sort_values("median").iloc[[-1, 0]]
+    said = [f"{row.network} ({row.runtime}) {row.median:.2f} ms" for row in ends.itertuples()]
+    figure.suptitle(f"A batch of {sizes[0]}, slowest and fastest: {'; '.join(said)}")
     return figure
 
 
