@@ -329,7 +329,8 @@ class Study:
         Returns
         -------
         MobileNetV2 or None
-            None if its weights are not here, and training it again would take longer or needs images that are not here.
+            None if its weights are not here, and it is not recorded, or training it again would take longer or needs
+            images that are not here.
 
         Raises
         ------
@@ -343,8 +344,9 @@ class Study:
             if path not in (None, made_here):
                 raise
         record = self.store.find(run.key)
-        takes_long = self.compute.device == "cpu" and record and record.provenance["seconds"] > patience
-        if not self.has_images or takes_long or run.data != self.fingerprint:
+        if record is None or not self.has_images or run.data != self.fingerprint:
+            return None
+        if self.compute.device == "cpu" and record.provenance["seconds"] > patience:
             return None
         self.log(f"the weights of run {run.key} are not here, or damaged; it is trained again")
         self.train(run)

@@ -300,8 +300,6 @@ def _checkpoint(path: Path, parts: dict, progress: dict) -> None:
 
 def _restore(path: Path, parts: dict, teacher_digest: str | None, log) -> tuple[list, float]:
     """History and seconds of an interrupted training, whose state is put back; else a training that starts anew."""
-    if not path.exists():
-        return [], 0.0
     fresh = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -310,6 +308,8 @@ def _restore(path: Path, parts: dict, teacher_digest: str | None, log) -> tuple[
             raise ValueError("it is of another teacher")
         for name, part in parts.items():
             part.load_state_dict(state[name])
+    except FileNotFoundError:  # not asked before: another program that trains the same run may remove it in between
+        return [], 0.0
     except (OSError, MemoryError, torch.OutOfMemoryError):
         raise  # nothing is wrong with it
     except Exception as error:  # torch.load raises pickle, zip and runtime errors alike

@@ -143,6 +143,8 @@ def test_a_student_is_the_network_that_its_record_describes(study):
     weights.unlink()
     study.store.add(replace(kept, provenance=kept.provenance | {"seconds": 3600.0}), "arms")
     assert study.network(RUN) is None  # nobody waits for an hour to see a network
+    study.store.forget(RUN.key)
+    assert study.network(RUN) is None  # nor trains one that no record describes
 
 
 def test_a_teacher_that_fails_is_trained_once_and_its_students_not_at_all(study):
