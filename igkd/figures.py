@@ -99,11 +99,10 @@ def answer(gains: pd.DataFrame, line: float) -> Figure:
         axis.annotate(
             f"{row.difference:+.2f}", (row.difference, place), (0, 5), textcoords="offset points", ha="center"
         )
-    axis.margins(x=0.1)
     axis.axvline(0, color="0.2", linewidth=1)
     axis.axvline(100 * line, color="0.45", linestyle=":")
     axis.set(yticks=range(len(gains)), yticklabels=gains.index, ylim=(len(gains) - 0.4, -0.8))
-    axis.set(xlabel="KD+IG minus Student (percentage points)")
+    axis.set(xlabel="KD+IG minus Student (percentage points)", xmargin=0.1)
     axis.set_title(f"Published runs {100 * line:+.2f} points in the mean; here {100 * gains.difference.iloc[-1]:+.2f}")
     return figure
 
@@ -480,7 +479,8 @@ def latency(ratios: dict[str, pd.DataFrame], deployed: pd.DataFrame) -> Figure:
         if "ratio_low" in table:
             axes[0].vlines(table.compression_factor, table.ratio_low, table.ratio_high, color=colour)
     axes[0].axhline(1, color="0.3", lw=1)
-    axes[0].set(xscale="log", yscale="log", xlabel="compression factor", ylabel="teacher's cost / student's cost")
+    axes[0].set(xscale="log", yscale="log", ylim=(None, 1000))  # the legend has the upper decade
+    axes[0].set(xlabel="compression factor", ylabel="teacher's cost / student's cost")
     axes[0].legend(fontsize=7.5, loc="upper left")
     for axis, size in zip(axes[1:], sizes, strict=True):
         for place, (network, rows) in enumerate(deployed[deployed.batch_size == size].groupby("network", sort=False)):
