@@ -63,9 +63,10 @@ def compare(
 def holm(p: pd.Series) -> pd.Series:
     """P-values of one declared family after Holm's correction; a NaN was asked too, so it counts."""
     # Not statsmodels' multipletests, which collects garbage at each call: most of a second beside PyTorch.
-    asked = p.astype(float).fillna(1).sort_values()
-    corrected = (asked * np.arange(len(p), 0, -1)).cummax().clip(upper=1)
-    return corrected.reindex(p.index).where(p.notna())
+    asked = p.astype(float).fillna(1).to_numpy()
+    order = asked.argsort()
+    corrected = np.maximum.accumulate(asked[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    return pd.Series(corrected[order.argsort()], p.index).where(p.notna())
 
 
 def in_points(compared: pd.DataFrame, *by: str):
