@@ -27,7 +27,7 @@ from igkd.errors import InputError
 from igkd.experiments import Planned
 from igkd.images import CIFAR10_CLASSES, check_arrays, class_folders, fingerprint_of, read_folder, read_npz
 from igkd.models import MobileNetV2, state_digest
-from igkd.records import write_atomically
+from igkd.records import pack_predictions, unpack_predictions, write_atomically
 from igkd.study import Study
 from igkd.training import confusion, measures, predict
 
@@ -193,6 +193,8 @@ class Evaluation:
         Digest of the weights that were evaluated.
     confusions : dict
         Condition -> counts (num_classes, num_classes), a row for each true class, a column for each answer.
+    predictions : dict
+        Condition -> the answers, see `igkd.records.unpack_predictions`.
     machine : str
     """
 
@@ -203,6 +205,7 @@ class Evaluation:
     teacher: str
     weights: str
     confusions: dict[str, list[list[int]]]
+    predictions: dict[str, str]
     machine: str
 
 
@@ -313,7 +316,7 @@ def kept(study: Study, planned: list[Planned], name: str, fingerprint: str | Non
     -------
     DataFrame
         One row a run and condition: its labels, ``key``, ``condition``, the measures of `measures`, ``confusion``
-        (ndarray), ``images`` (in words), ``fingerprint``. Empty if nothing is kept.
+        (ndarray), ``predictions`` (N,) uint8, ``images`` (in words), ``fingerprint``. Empty if nothing is kept.
     """
     keys = {item.run.key for item in planned}
     found = [path for path in study.store.root.glob(f"shift/{name}/*-*.json") if path.stem.split("-")[0] in keys]
@@ -325,8 +328,8 @@ def kept(study: Study, planned: list[Planned], name: str, fingerprint: str | Non
     for item in [each for each in planned if each.run.key in by_key]:
         found = by_key[item.run.key]
         for condition, counts in found.confusions.items():
-            of = {"key": found.run, "condition": condition, "confusion": np.array(counts)}
-            of |= {"images": found.images, "fingerprint": fingerprint}
+            of = {"key": found.run, "condition": condition, "confusion": np.array(counts), "images": found.images}
+            of |= {"fingerprint": fingerprint, "predictions": unpack_predictions(found.predictions[condition])}
             rows.append(item.labels | of | measures(counts))
     return pd.DataFrame(rows)
 
@@ -343,12 +346,11 @@ def _evaluate(study: Study, planned, name: str, fingerprint: str, images: str, t
             without_weights += 1
             continue
         made, n = made or list(shown()), study.images.num_classes
-        confusions = {
-            condition: confusion(labels, _answers(model, pictures, study), n).tolist()
-            for condition, pictures, labels in made
-        }
-        machine = study.compute.describe()["name"]
-        evaluation = Evaluation(name, key, fingerprint, images, teacher, state_digest(model), confusions, machine)
+        answers = {condition: _answers(model, pictures, study) for condition, pictures, _ in made}
+        confusions = {condition: confusion(labels, answers[condition], n).tolist() for condition, _, labels in made}
+        predictions = {condition: pack_predictions(each) for condition, each in answers.items()}
+        of = (fingerprint, images, teacher, state_digest(model))
+        evaluation = Evaluation(name, key, *of, confusions, predictions, study.compute.describe()["name"])
         write_atomically(path, (json.dumps(asdict(evaluation)) + "\n").encode())
         done += 1
     if done:
