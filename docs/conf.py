@@ -1,5 +1,7 @@
 """The static site: `make site`. Nothing is executed, and nothing is fetched when a page is read."""
 
+import json
+
 from igkd import __version__
 
 project = "igkd"
@@ -61,9 +63,16 @@ CONTRIBUTING
 
 
 def setup(app):
-    """Append the table of contents to README, which shows none by itself."""
+    """Append the table of contents to README, which shows none by itself, and pass on the texts of pictures."""
 
-    def append(app, page, source):
+    def prepare(app, page, source):
         source[0] += CONTENTS * (page == root_doc)
+        if page.startswith("notebooks/"):  # MyST-NB reads them from the cell, Jupyter writes them to the output
+            notebook = json.loads(source[0])
+            for cell in notebook["cells"]:
+                for output in cell.get("outputs", ()):
+                    if text := output.get("metadata", {}).get("image/png", {}).get("alt"):
+                        cell["metadata"]["mystnb"] = {"image": {"alt": text}}
+            source[0] = json.dumps(notebook)
 
-    app.connect("source-read", append)
+    app.connect("source-read", prepare)

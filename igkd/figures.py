@@ -1,15 +1,16 @@
 """Every picture of the study, the one function that writes them, and the sentences that say the answer.
 
-Plots take tables and arrays and return a matplotlib `Figure`; `save` stamps what it was drawn from into the file.
+Plots take tables and arrays and return a matplotlib `Figure`; `save` stamps what it was drawn from into the file, and
+`show` puts it into a notebook with its alternative text.
 """
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from scipy import stats
 
 from igkd import claims
@@ -29,7 +30,7 @@ def use_style() -> None:
 
 
 def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None) -> None:
-    """Write a figure as PNG and PDF to ``build/<profile>/figures/``, stamped with what it was drawn from.
+    """Write a figure as PNG and PDF to ``build/<profile>/figures/``, stamped with what it was drawn from, and show it.
 
     Parameters
     ----------
@@ -61,6 +62,26 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None) -> 
     figure.savefig(study.figures / f"{name}.png", bbox_inches="tight", metadata=text)
     text = {"Subject": stamp, "Creator": "igkd", "CreationDate": None}
     figure.savefig(study.figures / f"{name}.pdf", bbox_inches="tight", metadata=text)
+    show(figure)
+
+
+def show(figure: Figure) -> None:
+    """Put a figure into the notebook, with its alternative text in the metadata of the output."""
+    display(figure, metadata={"image/png": {"alt": alternative(figure)}})
+    plt.close(figure)  # else it is shown again at the end of the cell
+
+
+def alternative(figure: Figure) -> str:
+    """A picture in words, for those who do not see it: titles, axes with the names along them, what is written in it."""
+    said = [figure.get_suptitle()]
+    for axes in figure.axes:
+        said.append(axes.get_title())
+        for axis in (axes.xaxis, axes.yaxis):
+            names = [tick.get_text() for tick in axis.get_ticklabels() if tick.get_text()[:1].isalpha()]
+            said += [axis.get_label_text(), ", ".join(names)]
+        if len(axes.texts) <= 20:  # the cells of a heat map are too many
+            said += [text.get_text() for text in axes.texts]
+    return "; ".join(dict.fromkeys(" ".join(each.split()) for each in said if each.strip()))
 
 
 def _range(counts: pd.Series) -> str:
@@ -75,7 +96,8 @@ def in_short(*sentences: str) -> Markdown:
 def claimed(study, number: str) -> str:
     """A claim of the paper in one sentence: the verdict, what came out here, what is published."""
     row = claims.ledger(study).loc[number]
-    here = "nothing yet here" if row.here == "–" else f"{row.here} here" + f" (n = {row.n})" * (row.n != "–")
+    where = "here" if study.full_size or row.verdict != "open" else f"in the {study.profile.name} profile"
+    here = f"nothing yet {where}" if row.here == "–" else f"{row.here} {where}" + f" (n = {row.n})" * (row.n != "–")
     return f"{number}, {row['the paper says']}: **{row.verdict}**; {here}, published: {row.published}."
 
 
@@ -103,7 +125,7 @@ def answer(gains: pd.DataFrame, line: float) -> Figure:
     axis.axvline(100 * line, color="0.45", linestyle=":")
     axis.set(yticks=range(len(gains)), yticklabels=gains.index, ylim=(len(gains) - 0.4, -0.8))
     axis.set(xlabel="KD+IG minus Student (percentage points)", xmargin=0.1)
-    axis.set_title(f"Published runs {100 * line:+.2f} points in the mean; here {100 * gains.difference.iloc[-1]:+.2f}")
+    figure.suptitle(f"Published runs {100 * line:+.2f} points in the mean; here {100 * gains.difference.iloc[-1]:+.2f}")
     return figure
 
 
@@ -218,6 +240,9 @@ def gains(runs: pd.DataFrame, published: pd.Series, title: str) -> Figure:
     axis.set(xlabel="test accuracy minus Student, same seed (points)", ylabel="", ylim=(len(labels) - 0.5, -0.5))
     note = "; black bar: published (CIFAR-10, 4.12x)" * bool(published.index.isin(labels).any())
     axis.set_title(f"{title}\ndiamond: mean{note}", fontsize=10)
+    means = table.groupby("label").gain.mean().sort_values().iloc[[-1, 0]]
+    most, least = (f"{name} {gain:+.2f}" for name, gain in means.items())
+    figure.suptitle(f"Highest mean: {most} points; lowest: {least}")
     return figure
 
 
@@ -235,6 +260,7 @@ def surface(table: pd.DataFrame, x: str, y: str, baseline: float, marked: tuple[
         corner = wide.columns.get_loc(marked[0]), wide.index.get_loc(marked[1])
         axis.add_patch(plt.Rectangle(corner, 1, 1, fill=False, edgecolor="0.1", lw=2, clip_on=False))
     axis.tick_params(axis="y", rotation=0)
+    axis.set_title(f"best: {y} = {gain.max(axis=1).idxmax():g}, {x} = {gain.max().idxmax():g}")
     return figure
 
 
@@ -261,41 +287,7 @@ def curves(table: pd.DataFrame, x: str, in_the_paper: float, baseline: pd.Series
     axis.plot(table[x], 100 * table.accuracy, "o", color=ARM_COLOURS[arm], label=f"{arm}, one run a point")
     axis.set(xlabel=x, ylabel="validation accuracy (%)", xscale="log" if table[x].max() > 20 else "linear")
     axis.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    return figure
-
-
-def loss_budget(panels: dict[str, pd.DataFrame]) -> Figure:
-    """Share of the gradient norm that each term of the loss has over the epochs; mean and range over seeds.
-
-    Parameters
-    ----------
-    panels : dict
-        Title -> table with columns ``epoch``, ``term``, ``share`` (a fraction), one row a run, epoch and term.
-    """
-    table = pd.concat([rows.assign(panel=title, percent=100 * rows.share) for title, rows in panels.items()])
-    terms = ["cross-entropy", "distillation", "attention"]
-    look = {"hue": "term", "hue_order": terms, "style": "term", "style_order": terms, "palette": "colorblind"}
-    look |= {"markers": True, "dashes": False, "errorbar": ("pi", 100), "height": 3.2, "aspect": 1.2}
-    with plt.rc_context({"figure.constrained_layout.use": False}):  # a grid lays itself out
-        grid = sns.relplot(table, kind="line", x="epoch", y="percent", col="panel", **look)
-    grid.set(yscale="log", ylabel="share of the gradient norm (%)").set_titles("{col_name}")
-    for axis in grid.axes.flat:
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return grid.figure
-
-
-def idea(image: np.ndarray, kind: str, soft, class_names, ig_map: np.ndarray, overlaid: np.ndarray) -> Figure:
-    """The method on one image of the class `kind`: the image, the teacher's soft target, its IG map, the overlaid image."""
-    figure, axes = plt.subplots(1, 4, figsize=(10, 2.5), width_ratios=(1, 1.1, 1, 1))
-    titles = f"training image: {kind}", "IG map of the teacher", "what the student sees\n(a tenth of the time)"
-    for axis, title, picture in zip(axes[[0, 2, 3]], titles, (image, ig_map, overlaid), strict=True):
-        axis.imshow(picture, cmap="magma")
-        axis.set(title=title, xticks=[], yticks=[])
-        axis.grid(False)
-    axes[1].barh(range(len(class_names)), soft, color=sns.color_palette("crest", 2)[1])
-    axes[1].set_yticks(range(len(class_names)), class_names, fontsize=8)
-    axes[1].invert_yaxis()
-    axes[1].set(title="soft target of the teacher\n(T = 2.5)", xlabel="probability", xlim=(0, 1))
+    axis.set_title(f"best: {x} = {table.set_index(x).accuracy.idxmax():g}")
     return figure
 
 
@@ -367,6 +359,8 @@ def luck(halves: np.ndarray, simulated: pd.DataFrame, n: int, num_arms: int, obs
         sns.kdeplot(100 * simulated[column], ax=right, color=colour, fill=True, alpha=0.15, label=f"{name} of {n}")
         right.axvline(100 * observed[name], color=colour, lw=1.5, ls="--", label=f"KD+IG − Student, {name}")
     right.set(title="simulated: gain without any effect", xlabel="arm minus reference (points)", yticks=[])
+    said = f"one test {shares.paired:.0f} %, a look after each pair {shares.any_look:.0f} %"
+    figure.suptitle(f"p < 0.05 although the arms are equal: {said}")
     right.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 
@@ -553,26 +547,6 @@ def shifted_arms(panels: dict[str, pd.DataFrame], teacher: dict[str, float]) -> 
         _runs_of_arms(axis, frame)
         said = f"; teacher: {teacher[title]:.1%}" if title in teacher else ""
         axis.set(title=f"{title}\nn = {frame.seed.nunique()} seeds an arm{said}", xlabel="", ylabel="%")
-    return figure
-
-
-def confusions(panels: dict[str, np.ndarray], class_names: tuple[str, ...]) -> Figure:
-    """Confusion matrices side by side, each row scaled to the images of its true class (%).
-
-    Parameters
-    ----------
-    panels : dict
-        Title -> counts (K, K), rows are true classes; classes without images are left out of the rows.
-    class_names : tuple of str
-    """
-    figure, axes = plt.subplots(1, len(panels), figsize=(0.6 + 4.3 * len(panels), 4.4), squeeze=False)
-    for axis, (title, counts) in zip(axes[0], panels.items(), strict=True):
-        shares = pd.DataFrame(counts, class_names, class_names)[counts.sum(1) > 0]
-        shares, look = 100 * shares.div(shares.sum(axis=1), axis=0), {"annot_kws": {"fontsize": 7}, "cmap": "Blues"}
-        sns.heatmap(shares, annot=True, fmt=".0f", vmin=0, vmax=100, cbar=False, ax=axis, **look)
-        axis.set(title=title, xlabel="answer")
-        axis.tick_params(axis="x", rotation=60)
-    axes[0, 0].set_ylabel("true class")
     return figure
 
 

@@ -34,6 +34,8 @@ def test_it_is_valid_and_clean(path):
         assert cell.cell_type != "code" or not pixels or "needs-images" in cell.metadata.get("tags", ()), cell.source
     for shown in outputs(notebook):
         assert shown.output_type != "error" and shown.get("name") != "stderr", shown
+        if "image/png" in shown.get("data", {}):  # what it shows, for those who do not see it
+            assert re.search(r"\d", shown.metadata["image/png"]["alt"])
     # A path of the machine on which it ran would tell a reader nothing.
     assert not re.search(r"/(home|root|Users|tmp)/", json.dumps(outputs(notebook)))
 
