@@ -436,14 +436,15 @@ def compression_accuracy(sources: dict[str, pd.DataFrame]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
     table = pd.concat([rows.assign(source=name, seed=rows.get("seed", 0)) for name, rows in sources.items()])
     table = table[table.arm.isin(["Student", "KD+IG"])].assign(percent=lambda rows: 100 * rows.accuracy)
-    look = {"x": "compression_factor", "style": "source", "markers": ["o", "s", "^"], "s": 45}
+    look = {"x": "compression_factor", "style": "source", "markers": True, "s": 45}
     sns.scatterplot(table, y="percent", hue="arm", palette=ARM_COLOURS, hue_order=["Student", "KD+IG"], ax=left, **look)
     index = ["source", "compression_factor", "seed"]
     gain = table.pivot(index=index, columns="arm", values="percent").eval("`KD+IG` - Student").rename("gain")
     sns.scatterplot(gain.reset_index(), y="gain", color=ARM_COLOURS["KD+IG"], ax=right, **look)
     right.axhline(0, color=ARM_COLOURS["Student"], lw=1.2)
     left.set(ylabel="test accuracy (%)", title="accuracy")
-    right.set(ylabel="points", title=f"KD+IG minus Student: {gain[next(iter(sources))].mean():+.2f} here in the mean")
+    means = [f"{gain[name].mean():+.2f} ({name})" for name in sources if name.startswith("here")]
+    right.set(ylabel="points", title=f"KD+IG minus Student, mean: {', '.join(means)}")
     for axis in (left, right):
         axis.set(xscale="log", xlabel="compression factor")
     left.legend(fontsize=8, loc="lower left")
