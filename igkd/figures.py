@@ -88,9 +88,10 @@ def _range(counts: pd.Series) -> str:
     return " to ".join(f"{count:,}" for count in sorted({counts.min(), counts.max()}))
 
 
-def in_short(*sentences: str) -> Markdown:
+def in_short(study, *sentences: str) -> Markdown:
     """The answer of a notebook: its sentences as bullets, shown under its title and again in its Summary."""
-    return Markdown("**In short**\n\n" + "\n".join(f"- {sentence}" for sentence in sentences))
+    title = f"**In short**, {study.profile.name} profile ({study.data_name}, {study.images.n_train:,} training images)"
+    return Markdown(f"{title}\n\n" + "\n".join(f"- {sentence}" for sentence in sentences))
 
 
 def claimed(study, number: str) -> str:
