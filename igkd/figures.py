@@ -240,7 +240,7 @@ def gains(runs: pd.DataFrame, published: pd.Series, title: str) -> Figure:
     axis.axvline(0, color="0.3", lw=1)
     axis.set(xlabel="test accuracy minus Student, same seed (points)", ylabel="", ylim=(len(labels) - 0.5, -0.5))
     note = "; black bar: published (CIFAR-10, 4.12x)" * bool(published.index.isin(labels).any())
-    axis.set_title(f"{title}\ndiamond: mean{note}", fontsize=10)
+    axis.set_title(f"{' '.join(title.split())}\ndiamond: mean{note}", fontsize=10)
     means = table.groupby("label").gain.mean().sort_values().iloc[[-1, 0]]
     most, least = (f"{name} {gain:+.2f}" for name, gain in means.items())
     figure.suptitle(f"Highest mean: {most} points; lowest: {least}")

@@ -214,7 +214,7 @@ class Study:
 
     def title(self) -> str:
         """Data and size of the student in two short lines."""
-        return f"here: {self.data_name}, {self.images.n_train:,} images\nstudent {self._factor()} smaller"
+        return f"here: {self.data_name}, {self.images.n_train:,} images,\nstudent {self._factor()} smaller"
 
     def _factor(self) -> str:
         factor = compression_factor(self.profile.blocks_removed, num_classes=self.images.num_classes)
