@@ -138,6 +138,12 @@ def image_rows(rows: dict[str, np.ndarray], titles=()) -> Figure:
     rows : dict
         Row title -> array (n, H, W, 3) in [0, 1] or uint8, or (n, H, W), each map scaled to its own range.
     titles : list of str
+
+    Examples
+    --------
+    >>> picture = image_rows({"image": np.zeros((3, 32, 32, 3)), "map": np.zeros((3, 8, 8))}, ["a", "b", "c"])
+    >>> picture.axes[0].get_xticks().tolist()  # the middles of three pictures of 32 pixels with gaps of 4
+    [15.5, 51.5, 87.5]
     """
     columns = len(next(iter(rows.values())))
     figure, axes = plt.subplots(len(rows), 1, figsize=(1.15 * columns + 1.2, 1.2 * len(rows)), squeeze=False)
@@ -151,14 +157,14 @@ def image_rows(rows: dict[str, np.ndarray], titles=()) -> Figure:
         gap = 1 + pictures.shape[2] // 10
         framed = np.pad(pictures, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
         axis.imshow(np.hstack(framed)[:, :-gap])
-        axis.set(xticks=[], yticks=[])
+        names = titles[:columns] if axis is axes[0, 0] else []
+        middles = (pictures.shape[2] - 1) / 2 + framed.shape[2] * np.arange(len(names))
+        axis.set_xticks(middles, names, fontsize=9)
+        axis.tick_params(bottom=False, labeltop=True, labelbottom=False)
+        axis.set_yticks([])
         axis.grid(False)
         sns.despine(ax=axis, left=True, bottom=True)
         axis.set_ylabel(title, rotation=0, ha="right", va="center")
-    if titles:
-        width = framed.shape[2]
-        axes[0, 0].set_xticks((width - gap - 1) / 2 + width * np.arange(columns), titles[:columns], fontsize=9)
-        axes[0, 0].tick_params(top=False, bottom=False, labeltop=True, labelbottom=False)
     return figure
 
 
