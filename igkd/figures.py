@@ -97,8 +97,9 @@ def in_short(study, *sentences: str) -> Markdown:
 def claimed(study, number: str) -> str:
     """A claim of the paper in one sentence: the verdict, what came out here, what is published."""
     row = claims.ledger(study).loc[number]
-    where = "here" if study.full_size or row.verdict != "open" else f"in the {study.profile.name} profile"
-    here = f"nothing yet {where}" if row.here == "–" else f"{row.here} {where}" + f" (n = {row.n})" * (row.n != "–")
+    here = "nothing yet here" if row.here == "–" else f"{row.here} here" + f" (n = {row.n})" * (row.n != "–")
+    if row.verdict == "open" and row.here != "–" and not study.full_size:
+        here = f"{row.here} in the {study.profile.name} profile, which is not of the claim's size"
     return f"{number}, {row['the paper says']}: **{row.verdict}**; {here}, published: {row.published}."
 
 
@@ -107,8 +108,9 @@ def told(found) -> str:
     said = f"{found.arm} minus {found.reference} is **{100 * found.difference:+.2f} points**"
     if not (found.n >= 4 and found.p_holm >= 0):
         return f"{said} (n = {found.n}; no interval before more pairs are there)."
-    clear = "a clear gain" if found.difference > 0 else "a clear loss"
-    word = clear if found.p_holm < 0.05 else "no clear difference"
+    word = "gain" if found.difference > 0 else "loss"
+    word = f"a clear {word}" if found.p_holm < 0.05 else f"a {word} that is not clear after Holm's correction"
+    word = word if found.low * found.high > 0 else "no clear difference"
     return f"{said} [{100 * found.low:+.2f}, {100 * found.high:+.2f}], {word} (n = {found.n})."
 
 
@@ -247,9 +249,9 @@ def gains(runs: pd.DataFrame, published: pd.Series, title: str) -> Figure:
     axis.set(xlabel="test accuracy minus Student, same seed (points)", ylabel="", ylim=(len(labels) - 0.5, -0.5))
     note = "; black bar: published (CIFAR-10, 4.12x)" * bool(published.index.isin(labels).any())
     axis.set_title(f"{' '.join(title.split())}\ndiamond: mean{note}", fontsize=10)
-    means = table.groupby("label").gain.mean().sort_values().iloc[[-1, 0]]
-    most, least = (f"{name} {gain:+.2f}" for name, gain in means.items())
-    figure.suptitle(f"Highest mean: {most} points; lowest: {least}")
+    of_labels = table.groupby("label", sort=False).gain
+    clear = [f"{name} {of.mean():+.2f}" for name, of in of_labels if np.prod(_interval(of)) > 0]
+    figure.suptitle(f"Arms whose 95 % interval leaves out 0: {', '.join(clear) or 'none'}")
     return figure
 
 
