@@ -269,7 +269,7 @@ def surface(table: pd.DataFrame, x: str, y: str, baseline: float, marked: tuple[
         corner = wide.columns.get_loc(marked[0]), wide.index.get_loc(marked[1])
         axis.add_patch(plt.Rectangle(corner, 1, 1, fill=False, edgecolor="0.1", lw=2, clip_on=False))
     axis.tick_params(axis="y", rotation=0)
-    axis.set_title(f"best: {y} = {gain.max(axis=1).idxmax():g}, {x} = {gain.max().idxmax():g}")
+    axis.set_title(f"best: ({y}, {x}) = ({', '.join(f'{each:g}' for each in gain.stack().idxmax())})")
     return figure
 
 
