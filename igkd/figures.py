@@ -441,14 +441,21 @@ def compression_accuracy(sources: dict[str, pd.DataFrame]) -> Figure:
     sources : dict
         Where from -> table with columns ``arm``, ``compression_factor``, ``accuracy`` (fraction) and maybe ``seed``, by
         which differences are paired.
+
+    Examples
+    --------
+    >>> two = pd.DataFrame({"arm": ["Student", "KD+IG"], "compression_factor": 4.0, "accuracy": [0.5, 0.6]})
+    >>> left, right = (axis.collections[0].get_paths() for axis in compression_accuracy({"z": two, "a": two}).axes)
+    >>> np.array_equal(left[0].vertices, right[1].vertices)  # z has one marker in both, and comes last in the differences
+    True
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
     table = pd.concat([rows.assign(source=name, seed=rows.get("seed", 0)) for name, rows in sources.items()])
     table = table[table.arm.isin(["Student", "KD+IG"])].assign(percent=lambda rows: 100 * rows.accuracy)
-    look = {"x": "compression_factor", "style": "source", "markers": True, "s": 45}
+    look = {"x": "compression_factor", "style": "source", "style_order": list(sources), "markers": True, "s": 45}
     sns.scatterplot(table, y="percent", hue="arm", palette=ARM_COLOURS, hue_order=["Student", "KD+IG"], ax=left, **look)
     index = ["source", "compression_factor", "seed"]
-    gain = table.pivot(index=index, columns="arm", values="percent").eval("`KD+IG` - Student").rename("gain")
+    gain = table.pivot(index=index, columns="arm", values="accuracy").eval("100 * (`KD+IG` - Student)").rename("gain")
     sns.scatterplot(gain.reset_index(), y="gain", color=ARM_COLOURS["KD+IG"], ax=right, **look)
     right.axhline(0, color=ARM_COLOURS["Student"], lw=1.2)
     left.set(ylabel="test accuracy (%)", title="accuracy")
