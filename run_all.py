@@ -329,13 +329,12 @@ def publish(study, notebooks: list[Path]) -> int:
         shutil.copy(*study.latency_files)
     if not study.full_size:  # whose networks a reader trains in minutes
         return 0
+    np.save(study.store.shipped / SHIPPED_LOGITS, study.teacher_logits().half().numpy())
+    shutil.copy(study.figures / "ledger.md", ROOT / "figures")
+    readme = ROOT / "README.md"
+    readme.write_text(renewed(readme.read_text(), study))
     networks = {f"{study.profile.name}-{item.labels['arm']}.safetensors": item for item in shown(study.plan)}
-    if study.teacher_runs():
-        networks[SHIPPED_TEACHER] = study.planned_teacher()
-        np.save(study.store.shipped / SHIPPED_LOGITS, study.teacher_logits().half().numpy())
-        shutil.copy(study.figures / "ledger.md", ROOT / "figures")
-        readme = ROOT / "README.md"
-        readme.write_text(renewed(readme.read_text(), study))
+    networks[SHIPPED_TEACHER] = study.planned_teacher()
     for name, item in networks.items():
         if (weights := study.store.weights_path(item.run.key)).exists():
             shutil.copy(weights, study.store.shipped / name)

@@ -27,6 +27,7 @@ from igkd.study import Study
         (True, -0.1, (-0.5, 0.3), (-0.4, 0.2), 1.0, "inconclusive"),  # touches the margin
         (True, 0.9, (0.1, 1.7), (0.2, 1.6), 0.06, "inconclusive"),
         (True, -0.2, (-0.3, -0.1), (-0.28, -0.12), 0.2, "contradicted"),  # before equivalence, whatever Holm says
+        (False, 0.9, (0.6, 1.2), (0.7, 1.1), 0.001, "open"),
         (False, -0.9, (-1.2, -0.6), (-1.1, -0.7), 0.001, "open"),
         (True, 0.5, (np.nan, np.nan), (np.nan, np.nan), np.nan, "inconclusive"),  # pairs that do not vary
     ],
