@@ -24,6 +24,7 @@ html_css_files = ["site.css"]
 html_extra_path = ["redirect"]  # the front page is README.html
 nb_execution_mode = "off"
 myst_enable_extensions = ["dollarmath"]
+myst_disable_syntax = ["myst_line_comment"]  # a line that begins with "% of" is text
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"

@@ -53,8 +53,7 @@ def test_every_package_that_is_imported_is_declared(folder, extras):
         if isinstance(node, ast.ImportFrom) and not node.level:
             names = [node.module]
         modules |= {name.partition(".")[0] for name in names}
-    own = {"igkd", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
-    brought_by = packages_distributions()
+    own, brought_by = {"igkd", *(path.stem for path in (ROOT / "tests").glob("*.py"))}, packages_distributions()
     for name in modules - own - sys.stdlib_module_names:
         assert not declared.isdisjoint(map(canonicalize_name, brought_by.get(name, [name]))), name
 
