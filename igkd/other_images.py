@@ -89,9 +89,9 @@ class ImageNetSubset:
         return fingerprint_of((self.images, self.labels))
 
     def __str__(self) -> str:
-        mapping = "corrected mapping" if self.corrected else "published mapping"
-        how = mapping if self.by_synset else "classes as the source has them"
-        return f"{len(self.images):,} images from {self.source}, {how}, {self.left_out:,} others left out"
+        how = f", {'corrected' if self.corrected else 'published'} mapping" * self.by_synset
+        others = f", {self.left_out:,} others left out" * bool(self.left_out)
+        return f"{len(self.images):,} images from {self.source}{how}{others}"
 
 
 def mapping() -> pd.DataFrame:
