@@ -126,6 +126,7 @@ PROFILES = {
             num_recipe_seeds=5,
             other_n_steps=50,
             search=Search((0.01, 0.1, 0.5, 0.9), (1.0, 2.5, 4.0), (0.1, 0.25, 0.5), (0.8, 30.0, 1000.0)),
+            tuned=Method(alpha=0.5, temperature=4.0, overlay_prob=0.25, gamma=1000.0),
         ),
         Profile(
             "paper",
@@ -313,16 +314,20 @@ def search(plan: Plan) -> list[Planned]:
 
 
 def tuned(plan: Plan) -> list[Planned]:
-    """Four arms with the constants that the search chose."""
+    """Arms with the constants that the search chose; attention transfer only if it chose a weight."""
     best = plan.profile.tuned
     if best is None:
         return []
-    overlay = Method(overlay_prob=best.overlay_prob)
-    methods = {"Student": Method(), "KD": replace(best, overlay_prob=0.0), "IG": overlay, "KD+IG": best}
+    names = ("Student", "KD", "IG", "KD+IG") + ("AT", "KD+IG+AT") * bool(best.gamma)
+    used = {name: [of for of in SEARCHED if getattr(ARMS[name], of) != getattr(Method(), of)] for name in names}
     return [
-        Planned("tuned", {"arm": name, "seed": seed}, plan.student(m, seed))
+        Planned(
+            "tuned",
+            {"arm": name, "seed": seed},
+            plan.student(replace(ARMS[name], **{of: getattr(best, of) for of in used[name]}), seed),
+        )
         for seed in range(plan.profile.num_seeds)
-        for name, m in methods.items()
+        for name in names
     ]
 
 

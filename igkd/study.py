@@ -200,6 +200,13 @@ class Study:
         cifar10 = self.images.name == "cifar10" and self.images.n_train >= FULL_SIZE
         return cifar10 and self.profile.blocks_removed == 5
 
+    @cached_property
+    def at_laptop_size(self) -> "Study":
+        """Where constants are searched and integration steps compared: this study, for the paper profile the laptop's."""
+        if self.profile.search or self.own_images:
+            return self
+        return Study("laptop", self.data, self.compute.device, self.root, self.log, self.jobs)
+
     def describe_data(self) -> str:
         """Name and numbers of the images, for captions."""
         images = self.images
