@@ -219,7 +219,7 @@ def execute(source: Path, copy: Path, parameters: dict, with_images: bool = True
 
     paths = as_template(source), as_template(copy)
     options = {"kernel_name": "python3", "cwd": ROOT, "progress_bar": False}
-    options["extra_arguments"] = ["--IPKernelApp.log_level=40"]  # its warnings are not about the notebook
+    options["extra_arguments"] = ["--IPKernelApp.log_level=50"]  # what it logs is not about the notebook
     if not with_images:
         options["skip_cells_with_tag"] = NEEDS_IMAGES
     try:

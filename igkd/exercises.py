@@ -96,8 +96,11 @@ def _compare(answer, truth, hints: dict, rtol: float) -> str | None:
     for hint, values in hints.items():
         if any(equals(_numbers(value)) for value in (values if isinstance(values, tuple) else (values,))):
             return hint
+    if equals(-truth):
+        return "the sign is the other way round"
     if found.shape != truth.shape:
-        return f"numbers of the shape {truth.shape} are expected, not of {found.shape}"
+        expected = f"numbers of the shape {truth.shape} are" if truth.ndim else "a single number is"
+        return f"{expected} expected, not numbers of the shape {found.shape}"
     if truth.ndim or np.isnan(found):
         return "the shape is right, the numbers are not; work a small case by hand"
     return f"{found:.4g} is too {'large' if found > truth else 'small'}"
@@ -200,6 +203,8 @@ def _trapezoid(answer):
         "n_points counts the points, both ends among them, not the intervals": ig(5),
         "the ends of the path count half in the trapezoid rule": ig(4, rule=lambda y, dx, axis: y.mean(axis)),
         "the path starts at 0, not at the baseline": ig(4, torch.zeros(6)),
+        "the mean gradient is multiplied by x; by what in the formula?": ig(4) / (x - baseline).numpy() * x.numpy(),
+        "attributions have a sign; only the map takes absolute values": np.abs(ig(4)),
     }
     return _call(answer, f, x, baseline, 4), ig(4), hints
 
@@ -218,6 +223,8 @@ def _seen(answer):
         "the least value of the map should become 0": both((image + ig_map / ig_map.max()) / 2),
         "the image is mirrored, and its map stays where it is": both(seen, (image.flip(-1) + scaled) / 2),
         "nothing is mirrored where mirror is True": both(seen, seen),
+        "a mirror exchanges left and right, not top and bottom": both(seen, seen.flip(-2)),
+        "image and map are averaged, so that the sum stays in [0, 1]": both(2 * seen),
     }
     return [_numbers(_call(answer, image, ig_map, mirror)) for mirror in (False, True)], both(seen), hints
 
@@ -231,7 +238,10 @@ def _kd_loss(answer):
     raw = [F.kl_div(soft_student, p, reduction="batchmean"), -(p * soft_student).sum(1).mean()]
     raw += [-(teacher / temperature * soft_student.log_softmax(1)).sum(1).mean()]
     hints = {
-        "its gradient shrinks as the temperature grows; which factor makes up for that?": truth / squared,
+        "its gradient shrinks as the temperature grows; which factor makes up for that?": (
+            truth / squared,
+            truth / temperature,
+        ),
         "whose probabilities weigh the logarithms?": distillation_loss(teacher, student, temperature),
         "the mean is over images and classes; a divergence is a sum over classes": truth / student.shape[1],
         "the loss of a batch is the mean over its images": truth * len(student),

@@ -16,7 +16,7 @@ from scipy import stats
 from igkd import claims
 from igkd.records import records_digest
 from igkd.runs import ARMS
-from igkd.statistics import power, t_interval
+from igkd.statistics import LEAST_SHOWN, t_interval
 
 #: One colour for each arm, in all figures.
 ARM_COLOURS = dict(zip(ARMS, sns.color_palette("colorblind", len(ARMS)), strict=True))
@@ -106,7 +106,7 @@ def claimed(study, number: str) -> str:
 def told(found) -> str:
     """A row of `igkd.statistics.compare` in one sentence; with its interval from four pairs on."""
     said = f"{found.arm} minus {found.reference} is **{100 * found.difference:+.2f} points**"
-    if not (found.n >= 4 and found.p_holm >= 0):
+    if not (found.n >= LEAST_SHOWN and found.p_holm >= 0):
         return f"{said} (n = {found.n}; no interval before more pairs are there)."
     word = "gain" if found.difference > 0 else "loss"
     word = f"a clear {word}" if found.p_holm < 0.05 else f"a {word} that is not clear after Holm's correction"
@@ -217,7 +217,7 @@ def _means(**of) -> None:
 
 
 def _interval(values) -> tuple[float, float]:
-    return t_interval(values) if len(values) >= 4 else (np.nan, np.nan)
+    return t_interval(values) if len(values) >= LEAST_SHOWN else (np.nan, np.nan)
 
 
 def gains(runs: pd.DataFrame, published: pd.Series, title: str) -> Figure:
@@ -263,13 +263,14 @@ def surface(table: pd.DataFrame, x: str, y: str, baseline: float, marked: tuple[
     wide = table.pivot_table(index=y, columns=x, values="accuracy").sort_index(ascending=False)
     figure, axis = plt.subplots(figsize=(3 + 0.8 * wide.shape[1], 1.2 + 0.42 * wide.shape[0]))
     gain = 100 * (wide - baseline)
-    limit, label = max(gain.abs().to_numpy().max(), 0.1), {"label": "points against\nthe mean Student"}
+    limit, label = max(gain.abs().to_numpy().max(), 0.1), {"label": "points against Student\nof the same seed"}
     sns.heatmap(gain, annot=True, fmt="+.1f", vmin=-limit, vmax=limit, cmap="vlag", ax=axis, cbar_kws=label)
     if marked[0] in wide.columns and marked[1] in wide.index:
         corner = wide.columns.get_loc(marked[0]), wide.index.get_loc(marked[1])
         axis.add_patch(plt.Rectangle(corner, 1, 1, fill=False, edgecolor="0.1", lw=2, clip_on=False))
     axis.tick_params(axis="y", rotation=0)
-    axis.set_title(f"best: ({y}, {x}) = ({', '.join(f'{each:g}' for each in gain.stack().idxmax())})")
+    best = table.loc[table.accuracy.idxmax()]
+    axis.set_title(f"best: ({y}, {x}) = ({best[y]:g}, {best[x]:g})")
     return figure
 
 
@@ -296,7 +297,9 @@ def curves(table: pd.DataFrame, x: str, in_the_paper: float, baseline: pd.Series
     axis.plot(table[x], 100 * table.accuracy, "o", color=ARM_COLOURS[arm], label=f"{arm}, one run a point")
     axis.set(xlabel=x, ylabel="validation accuracy (%)", xscale="log" if table[x].max() > 20 else "linear")
     axis.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    axis.set_title(f"best: {x} = {table.set_index(x).accuracy.idxmax():g}")
+    best = table.loc[table.accuracy.idxmax()]
+    gain = 100 * (best.accuracy - baseline.mean())
+    axis.set_title(f"best: {x} = {best[x]:g}, {gain:+.1f} points on the mean Student")
     return figure
 
 
@@ -371,34 +374,6 @@ def luck(halves: np.ndarray, simulated: pd.DataFrame, n: int, num_arms: int, obs
     said = f"one test {shares.paired:.0f} %, a look after each pair {shares.any_look:.0f} %"
     figure.suptitle(f"p < 0.05 although the arms are equal: {said}")
     right.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    return figure
-
-
-def power_curves(spreads: dict[str, tuple[tuple, bool]], difference: float, n: int) -> Figure:
-    """How likely a difference is found at the 5 % level with n runs an arm.
-
-    Parameters
-    ----------
-    spreads : dict
-        Design -> (`igkd.statistics.spread` of a run, or of the differences within pairs; whether paired).
-    difference : float
-        True difference, a fraction.
-    n : int
-        Runs per arm that are recorded.
-    """
-    figure, axis = plt.subplots(figsize=(8, 3.4))
-    counts = np.unique(np.geomspace(2, 600, 40).round().astype(int))
-    for (label, (spread, paired)), line in zip(spreads.items(), ("-", "-.", "--"), strict=True):
-        middle, low, high = ([100 * power(difference, sd, k, paired=paired) for k in counts] for sd in spread)
-        (drawn,) = axis.plot(counts, middle, line, label=label)
-        axis.fill_between(counts, low, high, color=drawn.get_color(), alpha=0.15, lw=0)
-    axis.axvline(n, color="0.3", ls=":", lw=1.2, label=f"recorded here: {n}")
-    axis.set(
-        xscale="log", xlabel="runs of each arm", ylim=(0, 102), ylabel=f"power to find {100 * difference:g} points (%)"
-    )
-    axis.set_xticks([2, 5, 10, 20, 60, 200, 600], [2, 5, 10, 20, 60, 200, 600])
-    axis.minorticks_off()
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 
 
@@ -586,7 +561,7 @@ def robustness(table: pd.DataFrame, found: pd.DataFrame) -> Figure:
     for offset, (arm, rows) in zip((-0.12, 0.12), found.groupby("arm", sort=False), strict=True):
         at, label = np.arange(len(rows)) + offset, f"{arm} minus {rows.reference.iloc[0]}"
         right.plot(at, 100 * rows.difference, "o", color=ARM_COLOURS[arm], label=label)
-        if rows.n.min() >= 4:
+        if rows.n.min() >= LEAST_SHOWN:
             right.vlines(at, 100 * rows.low, 100 * rows.high, color=ARM_COLOURS[arm])
         right.set_xticks(range(len(rows)), rows["shift"])
     right.axhline(0, color="0.3", lw=1)
@@ -594,34 +569,4 @@ def robustness(table: pd.DataFrame, found: pd.DataFrame) -> Figure:
     for axis in (left, right):
         axis.tick_params(axis="x", rotation=60)
         axis.legend(fontsize=8)
-    return figure
-
-
-def fitted_losses(
-    panels: dict[str, tuple[pd.DataFrame, tuple[float, float]]], stated: float, measured: tuple[float, float]
-) -> Figure:
-    """Expected training loss over the gap of the teacher's logits, beside a published one.
-
-    Parameters
-    ----------
-    panels : dict
-        Title -> (table with columns ``gap``, ``signals``, ``loss``; lowest and highest that the published loss leaves
-        for the part that the table is about).
-    stated : float
-        Gap to be marked, of the published teacher.
-    measured : (low, high)
-        Range of gaps to be marked, of our own teacher.
-    """
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.5), squeeze=False, sharey=True)
-    for axis, (title, (table, (low, high))) in zip(axes[0], panels.items(), strict=True):
-        sns.lineplot(table, x="gap", y="loss", hue="signals", palette="colorblind", ax=axis)
-        axis.axhspan(
-            low, high, color="0.3", alpha=0.3, lw=0, label="published loss, down to\nwhat the deductions leave"
-        )
-        axis.axvline(stated, color="0.3", ls=":", lw=1.2, label=f"gap from published\ntest cats: {stated:.1f}")
-        axis.axvspan(*measured, color="tab:green", alpha=0.15, lw=0, label="our teacher: middle half")
-        axis.set(title=title, xlabel="gap of the teacher's logits", ylabel="training loss (nats)", yscale="log")
-        axis.set_ylim(1e-3, 3)
-        axis.legend().remove()
-    axes[0, -1].legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure

@@ -18,6 +18,7 @@ from igkd.errors import InputError
 from igkd.runs import DESIGN
 
 TINY = 1e-12  # rounding leaves a spread of about 1e-16 in differences of accuracies that are all equal
+LEAST_SHOWN = 4  # runs from which tables, figures and sentences give an interval
 COLUMNS = ["arm", "reference", "n", "n_reference", "mean", "mean_reference", "difference", "low", "high", "p"]
 
 
@@ -70,12 +71,16 @@ def holm(p: pd.Series) -> pd.Series:
 
 
 def in_points(compared: pd.DataFrame, *by: str):
-    """What `compare` found as a styled table, in percentage points; `by`: columns that stand before the arms."""
+    """What `compare` found as a styled table, in percentage points, with intervals and p from four runs on.
+
+    `by`: columns that stand before the arms.
+    """
     columns = {"n": "n", "difference": "points", "low": "95 % from", "high": "to", "p": "p", "p_holm": "p (Holm)"}
     shown = compared.rename(columns={"reference": "minus"}).set_index([*by, "arm", "minus"])
     shown = shown.filter(columns).rename(columns=columns)
     points = ["points", "95 % from", "to"]
     shown[points] *= 100
+    shown.loc[shown.n < LEAST_SHOWN, ["95 % from", "to", "p", "p (Holm)"]] = np.nan
     return shown.style.format("{:.2g}", na_rep="–").format("{:+.2f}", subset=points, na_rep="–").format(subset="n")
 
 

@@ -402,7 +402,7 @@ class Study:
                 self.log(f"failed: {failures[-1]}")
                 continue
             self.log(
-                f"[{number}/{len(missing)}] {name}: {record.outcome['accuracy']:.1%} "
+                f"[{number}/{len(missing)}] {name}: {record.outcome['accuracy']:.1%} of the {record.run.split} images "
                 f"in {record.provenance['seconds']:.0f} s"
             )
         if number < len(missing):

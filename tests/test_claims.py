@@ -77,15 +77,15 @@ def test_a_row_has_estimate_interval_size_and_p_corrected_over_all_five_claims(m
     half = stats.t.ppf(0.975, 9) * 0.3 / 10**0.5
     assert row["here"] == f"+0.80 [{0.8 - half:+.2f}, {0.8 + half:+.2f}] points"
     assert (row["verdict"], row["n"], row["size"].split()[0]) == ("reproduced", "10", "inside")
-    assert row["P(improvement)"].startswith("1.00 [0.69")  # 0.025 ** 0.1
+    assert row["share of the pairs that gain"].startswith("1.00 [0.69")  # 0.025 ** 0.1
     # an uncorrected p of 0.02 is 0.1 after Holm over five, of which four are not recorded
     mean = stats.t.isf(0.01, 9) * 0.3 / 10**0.5
     row = judged(monkeypatch, C1=(mean, 0.3, 10))
-    assert "p = 0.1," in row["gain"] and row["verdict"] == "inconclusive"
+    assert "p = 0.1," in row["a gain?"] and row["verdict"] == "inconclusive"
     row = judged(monkeypatch, full_size=False, C1=(0.8, 0.3, 10))
-    assert row["verdict"] == "open" and row["here"].startswith("+0.80 [") and "gain" not in row
+    assert row["verdict"] == "open" and row["here"].startswith("+0.80 [") and "a gain?" not in row
     sure = {"C3": (1.2, 0.1, 10), "C4": (1.2, 0.1, 10), "C5": (1.2, 0.1, 8), "C6": (1.2, 0.1, 10)}
-    assert "p = 0.02," in judged(monkeypatch, C1=(mean, 0.3, 10), **sure)["gain"]
+    assert "p = 0.02," in judged(monkeypatch, C1=(mean, 0.3, 10), **sure)["a gain?"]
 
 
 def test_an_inconclusive_claim_says_how_many_pairs_would_decide(monkeypatch):
@@ -110,12 +110,12 @@ C2 = {"reproduced": (5.4, 0.01), "not reproduced": (5.37, 0.01), "inconclusive":
 @pytest.mark.parametrize("verdict", C2)
 def test_c2_asks_for_half_of_the_published_ratio(monkeypatch, tmp_path, verdict):
     """140 ms / 13 ms / 2 = 5.385."""
-    (tmp_path / "latency.json").touch()
+    (path := tmp_path / "latency.json").touch()
     ratio, half = C2[verdict]
     row = {"blocks_removed": 5, "batch_size": 1, "ratio": ratio, "ratio_low": ratio - half, "ratio_high": ratio + half}
     table = pd.DataFrame([row | {"batch_size": 64, "ratio_low": 99.0, "ratio_high": 99.0}, row]).assign(n=20)
     monkeypatch.setattr(claims, "read_measurement", lambda path, name: (table, {}))
-    study = SimpleNamespace(latency_files=(tmp_path / "latency.json",), root=tmp_path)
+    study = SimpleNamespace(latency_files=(path,), root=tmp_path, images=SimpleNamespace(name="cifar10"))
     assert claims._latency(study)["verdict"] == verdict
 
 

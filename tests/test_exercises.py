@@ -106,8 +106,8 @@ WRONG = [
     ("05.3", 100 * POOLED * TTestIndPower().solve_power(nobs1=10, power=0.8, alpha=0.05), "not compared in pairs"),
     ("05.4", lambda a, b: stats.ttest_1samp(a - b, 0).pvalue, "the t-test"),
     # what cannot be compared at all
-    ("03.1", 0.5, "hand in the function itself"),
-    ("03.1", lambda s, t, T: "0.1 nats", "numbers are expected"),
+    ("03.1", 0.5, "hand in the function itself"), ("03.2", lambda runs: -gain(runs), "the sign"),
+    ("03.1", lambda s, t, T: "0.1 nats", "numbers are expected"), ("02.2", lambda *of: abs(ig(*of)), "have a sign"),
 ]  # fmt: skip
 
 
