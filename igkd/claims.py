@@ -199,7 +199,7 @@ DIFFERENCES_FROM_THE_PAPER = pd.DataFrame([
     ("signals", "released code: another image's logits and maps", "each image's own (as released: notebook 08)",
      "not known"),
     ("maps", "50 integration steps", f"{experiments.PROFILES['paper'].n_steps} integration steps (notebook 02)",
-     "not known; in small students +0.00 points [-1.04, +1.04] (10 pairs)"),
+     "not known; with 4,000 images 50 steps minus 8 are -0.37 points [-1.53, +0.80] (5 pairs)"),
     ("images of C6", "ImageNet's validation images of 105 synsets, eight classes; one network of each arm",
      "5,230 images, about 525 in each of ten classes: deer and horse, too", "gain up: without the two it is gone (notebook 06)"),
     ("n", "ten runs an arm, no seeds known; 60 on subsets", "pairs that share the seed: as many as each claim declares",

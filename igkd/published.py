@@ -97,7 +97,7 @@ def recomputed() -> pd.DataFrame:
         ("p of the gain, paired t as released", 0.001, stats.ttest_rel(both, student).pvalue, "published as p < 0.001"),
         ("p of the gain, Welch's t", np.nan, stats.ttest_ind(both, student, equal_var=False).pvalue, "unpaired runs"),
         ("compression factor", stated("compression_factor"), times.parameters[0] / times.parameters[5], ""),
-        ("speed-up at 4.1x", times.speedup[5], times.seconds[0] / times.seconds[5], ""),
+        ("speed-up at 4.1x", times.speedup[5], times.seconds[0] / times.seconds[5], "abstract: 140 ms to 13 ms, 10.8"),
         ("factors (of 8) at which KD+IG is the best of four arms", np.nan, best, "abstract: ahead across factors"),
     ]
     for arm in ("KD", "KD+IG", "KD+IG+AT"):
