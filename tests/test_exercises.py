@@ -92,9 +92,8 @@ RIGHT = {
     "08.1": least_loss,
 }  # fmt: skip
 WRONG = [
-    ("00.2", needed(BY_SEED["Student"].std()), "one arm"),
     ("00.3", lambda z, t: (z * t).softmax(1), "nearer"),
-    ("01.3", entropy(LOGITS, 1 / 20), "not multiply"),
+    ("00.2", needed(BY_SEED["Student"].std()), "one arm"), ("01.3", entropy(LOGITS, 1 / 20), "not multiply"),
     ("02.2", lambda f, x, b, n: ig(f, x, b, n + 1), "not the intervals"),
     ("02.3", lambda image, m, mirror: seen(image.flip(2) if mirror else image, m, False), "its map stays"),
     ("03.1", lambda s, t, T: kd_loss(s, t, T) / T**2, "gradient shrinks"),

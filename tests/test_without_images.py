@@ -58,6 +58,7 @@ def test_other_images_are_a_study_of_their_own(studies):
     (item,) = experiments.arms(mine.plan)[:1]
     mine.store.add(record(item.run, data="cifar10"), "arms")
     assert again.store.keys() == here.store.keys() and mine.store.keys() == {item.run.key}
+    assert again.at_laptop_size.profile.name == "laptop" and mine.at_laptop_size is mine
     with pytest.raises(InputError):
         RUN_ALL["publish"](mine, [])
 
