@@ -58,6 +58,8 @@ def arguments() -> argparse.Namespace:
     looks = options.list or options.plan or options.publish or options.verify
     if looks and (options.force or options.p or options.budget is not None or options.engine == "ray"):
         parser.error("--force, -p, --budget and --engine go with training")
+    if named := [name for name, _ in options.p if name in ("profile", "data", "device")]:
+        parser.error(f"give {named[0]} as --{named[0]}, not with -p")
     if options.address and options.engine != "ray":
         parser.error("--address goes with --engine ray")
     return options
@@ -85,6 +87,9 @@ def main() -> int:
         return 0
     if options.data not in ("", "download", "digits"):  # means the same in every folder
         options.data = os.path.realpath(os.path.expanduser(options.data))
+    for name in ("IGKD_DATA", "IGKD_IMAGENET"):
+        if os.path.exists(os.environ.get(name, "")):
+            os.environ[name] = os.path.realpath(os.environ[name])
     os.chdir(ROOT)
     given = {name: getattr(options, name) for name in ("profile", "data", "device")} | dict(options.p)
     executes = not (options.plan or options.verify or options.publish or options.runs_only)

@@ -12,7 +12,7 @@ from igkd.errors import InputError, OneLineParser, exit_code
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; see `igkd.errors.exit_code`."""
-    return exit_code("igkd", lambda: run(parse_arguments(arguments)))
+    return exit_code("igkd", lambda: run(**vars(parse_arguments(arguments))))
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -38,22 +38,17 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
             "(default: none, as the paper's students; its teacher takes cifar10)",
         )
     evaluation.add_argument("--device", default="auto")
-    export.add_argument("--onnx", required=True, metavar="FILE", help="where to write it")
+    export.add_argument("--onnx", dest="path", required=True, metavar="FILE", help="where to write it")
     export.add_argument("--int8", action="store_true", help="quantise to 8 bits, with ranges from training images")
     cut = commands.add_parser("cut", help="write the cut of CIFAR-10's training images that the records are of")
     cut.add_argument("--data", required=True, help="the official files: the folder they are in, or 'download'")
-    cut.add_argument("--npz", required=True, metavar="FILE", help="where to write it")
+    cut.add_argument("--npz", dest="path", required=True, metavar="FILE", help="where to write it")
     return parser.parse_args(arguments)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(command: str, **given) -> int:
     """Do what the command line asks for."""
-    if options.command == "cut":
-        return write_cut(options.data, options.npz)
-    given = options.weights, options.data, options.normalize
-    if options.command == "export":
-        return export(*given, options.onnx, options.int8)
-    return evaluate(*given, options.device)
+    return {"evaluate": evaluate, "export": export, "cut": write_cut}[command](**given)
 
 
 def read(weights: str, data: str, normalize: str | None, test_alone: bool = True):
@@ -156,14 +151,18 @@ def write_cut(data: str, path: str) -> int:
     """
     import numpy as np
 
-    from igkd.images import cut_official, load_images
+    from igkd.images import load_images
     from igkd.records import write_atomically
 
     _check_writable(path)
     if not path.endswith(".npz"):
         raise InputError(f"{path} would not be taken for an image set; give it a name that ends in .npz")
-    content = io.BytesIO()
-    np.savez(content, **cut_official(load_images("cifar10", data)))
+    official, n = load_images("cifar10", data), 40_000
+    if official.n_train <= n:
+        raise InputError(f"of {official.n_train:,} training images none is left after {n:,}; give the official files")
+    pixels, labels, content = official.train_images, official.train_labels, io.BytesIO()
+    cut = {"train_images": pixels[:n], "train_labels": labels[:n], "test_images": pixels[n:], "test_labels": labels[n:]}
+    np.savez(content, **cut, class_names=np.array(official.class_names))
     write_atomically(Path(path), content.getbuffer())
     images = load_images("cifar10", path)
     print(f"written            {path}, {Path(path).stat().st_size / 1e6:.0f} MB")

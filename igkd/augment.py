@@ -38,18 +38,13 @@ class Draw:
     cut_row: Tensor
     cut_column: Tensor
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The attributes in their order."""
-        return tuple(getattr(self, name) for name in self.__dataclass_fields__)
-
     def to(self, device) -> "Draw":
         """The same draw on another device."""
-        return Draw(*(tensor.to(device, non_blocking=True) for tensor in self.tensors))
+        return Draw(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
     def __getitem__(self, rows) -> "Draw":
         """The draw of some of the images."""
-        return Draw(*(tensor[rows] for tensor in self.tensors))
+        return Draw(*(tensor[rows] for tensor in vars(self).values()))
 
     def centred(self, padding: int) -> "Draw":
         """The same overlays and exponents without crop and mirror: what it moves stays where it is."""

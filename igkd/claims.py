@@ -37,9 +37,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 
 from igkd import experiments, other_images, published, statistics
-from igkd.costs import read_measurement
+from igkd.costs import Measurements
 from igkd.runs import ARMS, RECIPES
 from igkd.study import Study
 
@@ -269,7 +270,8 @@ def examine(claim: Claim, gains: pd.Series, complete: bool, p: float) -> dict[st
         "notebook": claim.notebook,
     }
     if test:
-        share, *ends = statistics.probability_of_improvement(gains, np.zeros(n))
+        share = (1 + np.sign(gains).mean()) / 2  # ties half
+        ends = proportion_confint(n * share, n, method="beta")  # Clopper and Pearson's
         row["share of the pairs that gain"] = f"{share:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]"
     if complete:
         found = "no, a loss" if interval[1] < 0 else "yes" if interval[0] > 0 and p < 0.05 else "no"
@@ -301,7 +303,7 @@ def _latency(study: Study) -> dict:
     # what was measured here goes before what the repository brings
     for path in (*study.latency_files, study.root / "bench" / "latency-paper.json"):
         if path.exists():
-            times = read_measurement(path, "steady_state")[0]
+            times = pd.DataFrame(Measurements(path).content["steady_state"]["rows"])
             times = times.query("blocks_removed == 5 and batch_size == 1")
             low, high, needed = times.ratio_low.iloc[0], times.ratio_high.iloc[0], slow / fast / 2
             decided = "not reproduced" if high < needed else "reproduced" if low >= needed else "inconclusive"

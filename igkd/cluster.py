@@ -95,8 +95,8 @@ def _train_all(study: Study, items: list[Planned], on_time) -> Iterator[tuple[Pl
         done, _ = ray.wait(list(queued), timeout=1)
         if not on_time():  # what has begun ignores it
             list(map(ray.cancel, queued))
-        for task in done:
-            item, result = queued.pop(task), _result(task, study.store)
+        for each in done:
+            item, result = queued.pop(each), _result(each, study.store)
             if result is not None:
                 yield item, result
 

@@ -6,7 +6,7 @@ import multiprocessing
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
@@ -45,7 +45,7 @@ def multiply_accumulates(model: nn.Module, size: tuple[int, int]) -> int:
 
 
 def sizes(
-    networks: Iterable[Architecture] = tuple(map(Architecture, (0, *BLOCKS_REMOVED))),
+    networks: Sequence[Architecture] = tuple(map(Architecture, (0, *BLOCKS_REMOVED))),
     num_classes: int = 10,
     size: tuple[int, int] = (32, 32),
 ) -> pd.DataFrame:
@@ -53,7 +53,7 @@ def sizes(
 
     Parameters
     ----------
-    networks : iterable of Architecture
+    networks : sequence of Architecture
         If not given, the teacher and the paper's eight students.
     num_classes : int
     size : (H, W)
@@ -67,8 +67,8 @@ def sizes(
     """
     models = [MobileNetV2(num_classes, cut) for cut in (0, *(network.blocks_removed for network in networks))]
     table = pd.DataFrame({"blocks removed": [network.blocks_removed for network in networks]})
-    teacher, *parameters = map(count_parameters, models)
-    table["parameters"], table["compression factor"] = parameters, teacher / np.array(parameters)
+    table["parameters"] = [count_parameters(network.blocks_removed, num_classes) for network in networks]
+    table["compression factor"] = count_parameters(0, num_classes) / table["parameters"]
     table["weights (kB)"] = 4 * table["parameters"] / 1e3
     teacher, *operations = (multiply_accumulates(model, size) for model in models)
     table["million MACs"], table["MAC ratio"] = np.array(operations) / 1e6, teacher / np.array(operations)
@@ -128,13 +128,13 @@ def _median(values: pd.Series) -> tuple[float, float, float]:
 
 
 def steady_state(
-    networks: Iterable[Architecture], rounds: dict[int, int], device: str = "cpu", size: tuple[int, int] = (32, 32)
+    networks: Sequence[Architecture], rounds: dict[int, int], device: str = "cpu", size: tuple[int, int] = (32, 32)
 ) -> pd.DataFrame:
     """Latency of networks with fresh weights in PyTorch, float32: what they hold does not change their time.
 
     Parameters
     ----------
-    networks : iterable of Architecture
+    networks : sequence of Architecture
         The first is what the others are compared with.
     rounds : dict
         Batch size -> measured rounds, at least 6; see `latency`.
@@ -202,14 +202,6 @@ class Measurements:
             self.content = self.content | {name: {"of": of, "rows": measure().to_dict("records")}}
             write_atomically(self.path, (json.dumps(self.content, indent=1) + "\n").encode())
         return pd.DataFrame(self.content[name]["rows"])
-
-
-def read_measurement(path: Path, name: str) -> tuple[pd.DataFrame, dict]:
-    """A table that `Measurements` keeps, and the machine; InputError if it is not there."""
-    content = Measurements(path).content
-    if name not in content:
-        raise InputError(f"{path} has no measurement {name}; execute notebook 07 again")
-    return pd.DataFrame(content[name]["rows"]), content["machine"]
 
 
 def first_calls(orders: dict[str, tuple[int, ...]], rounds: int = 3) -> pd.DataFrame:

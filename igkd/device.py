@@ -1,7 +1,7 @@
 """How arithmetic is done on this machine: device, precision, memory layout.
 
-Every choice that a measurement supports is made here and nowhere else, and goes into each record. None of them is part
-of a run's description: they change seconds and the last digits, not the experiment.
+None of these choices is part of a run's description: they change seconds and the last digits, not the experiment. Sizes
+of batches in which a network is only read are chosen where it is (`igkd.training`, `igkd.attribution`).
 """
 
 import copy
@@ -50,7 +50,8 @@ class Compute:
 
     def describe(self) -> dict:
         """What a record keeps about the machine."""
-        described = asdict(self) | {"name": _processor_name(), "threads": torch.get_num_threads()}
+        name = _processor("model name") or platform.processor() or platform.machine()
+        described = asdict(self) | {"name": name, "threads": torch.get_num_threads()}
         if self.device.startswith("cuda"):
             return described | {"name": torch.cuda.get_device_name(self.device)}
         # Clouds sell processors of several generations, which differ in the last digits, under one name.
@@ -129,10 +130,6 @@ def _keep_freed_memory() -> None:
 CPUINFO = Path("/proc/cpuinfo")
 #: Its fields that tell x86 processors apart; models of one family may differ in their instructions.
 CPU_GENERATION = ("cpu family", "model", "stepping")
-
-
-def _processor_name() -> str:
-    return _processor("model name") or platform.processor() or platform.machine()
 
 
 def _processor(field: str) -> str | None:

@@ -7,7 +7,6 @@ returns the answer as numbers, the truth, and hints: ``{hint: what comes out of 
 import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -18,18 +17,6 @@ from torch.nn import functional as F
 
 from igkd.errors import InputError
 from igkd.losses import distillation_loss
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What is said of an answer; `right` is None if there is no answer yet."""
-
-    exercise: str
-    right: bool | None
-    said: str
-
-    def __str__(self) -> str:
-        return f"{self.exercise}: {self.said}"
 
 
 class Hint(Exception):
@@ -46,7 +33,7 @@ ONE_ARM = "the spread is that of the runs of one arm; here it is the differences
 EXERCISES: dict[str, tuple[str, Callable, float]] = {}
 
 
-def check(exercise: str, answer, **given) -> Verdict:
+def check(exercise: str, answer, **given) -> str:
     """Is this the right answer?
 
     Parameters
@@ -71,12 +58,12 @@ def check(exercise: str, answer, **given) -> Verdict:
         besides = ", ".join(f"{name}={name}" for name in needed) or "nothing"
         raise InputError(f"the check of {exercise} needs, besides the answer, {besides}")
     if answer is None or answer is ...:
-        return Verdict(exercise, None, f"not answered yet; hand in {asked}")
+        return f"{exercise}: not answered yet; hand in {asked}"
     try:
         hint = _compare(*judge(answer, **given), rtol)
     except Hint as raised:
         hint = str(raised)
-    return Verdict(exercise, hint is None, f"not right: {hint}" if hint else "right")
+    return f"{exercise}: not right: {hint}" if hint else f"{exercise}: right"
 
 
 def _compare(answer, truth, hints: dict, rtol: float) -> str | None:

@@ -212,10 +212,14 @@ def teacher_run(data: str, recipe: Recipe, seed: int = 0) -> Run:
     return Run(data, Subset(), Architecture(normalize=True), Method(), recipe, None, seed)
 
 
+def _item(plan: Plan, experiment: str, name: str, seed: int, labels=None, method=None, **changes) -> Planned:
+    """One seed of an arm, with what else it is shown under, and `changes` as `Plan.student` takes them."""
+    run = plan.student(method or ARMS[name], seed, **changes)
+    return Planned(experiment, {"arm": name} | (labels or {}) | {"seed": seed}, run)
+
+
 def _arms(plan: Plan, names, seeds) -> list[Planned]:
-    return [
-        Planned("arms", {"arm": name, "seed": seed}, plan.student(ARMS[name], seed)) for seed in seeds for name in names
-    ]
+    return [_item(plan, "arms", name, seed) for seed in seeds for name in names]
 
 
 def arms(plan: Plan) -> list[Planned]:
@@ -249,11 +253,7 @@ def controls(plan: Plan) -> list[Planned]:
     """The arms of `CONTRASTS`, see `igkd.controls.VARIANTS`; all arms of one seed before the next seed."""
     compared = dict.fromkeys(each for _, *pair in CONTRASTS for each in pair)
     return [
-        Planned(
-            "controls",
-            {"arm": name, "variant": variant, "seed": seed},
-            plan.student(ARMS[name], seed, variant=variant or "described"),
-        )
+        _item(plan, "controls", name, seed, {"variant": variant}, variant=variant or "described")
         for seed in range(plan.profile.num_seeds)
         for name, variant in compared
     ]
@@ -262,7 +262,7 @@ def controls(plan: Plan) -> list[Planned]:
 def monte_carlo(plan: Plan) -> list[Planned]:
     """Two arms on stratified random 80 % of the training images; arms with the same seed share the subset."""
     return [
-        Planned("monte_carlo", {"arm": name, "seed": seed}, plan.student(ARMS[name], seed, subset=Subset(0.8, seed)))
+        _item(plan, "monte_carlo", name, seed, subset=Subset(0.8, seed))
         for seed in range(plan.profile.num_subsets)
         for name in ("Student", "KD+IG")
     ]
@@ -271,11 +271,7 @@ def monte_carlo(plan: Plan) -> list[Planned]:
 def sweep(plan: Plan) -> list[Planned]:
     """Networks of several sizes; one seed of all before the next seed, cheap networks first."""
     return [
-        Planned(
-            "sweep",
-            {"arm": name, "blocks_removed": cut, "seed": seed},
-            plan.student(ARMS[name], seed, blocks_removed=cut),
-        )
+        _item(plan, "sweep", name, seed, {"blocks_removed": cut}, blocks_removed=cut)
         for seed in range(plan.profile.num_sweep_seeds)
         for cut in plan.profile.sweep
         for name in ("Student", "KD+IG")
@@ -286,9 +282,7 @@ def steps(plan: Plan) -> list[Planned]:
     """Overlays alone with maps of the profile's number of integration steps and of another."""
     grid = plan.profile
     return [
-        Planned(
-            "steps", {"arm": "IG", "n_steps": n_steps, "seed": seed}, plan.student(ARMS["IG"], seed, n_steps=n_steps)
-        )
+        _item(plan, "steps", "IG", seed, {"n_steps": n_steps}, n_steps=n_steps)
         for seed in range(grid.num_seeds if grid.other_n_steps else 0)
         for n_steps in (grid.n_steps, grid.other_n_steps)
     ]
@@ -324,11 +318,7 @@ def tuned(plan: Plan) -> list[Planned]:
     names = ("Student", "KD", "IG", "KD+IG") + ("AT", "KD+IG+AT") * bool(best.gamma)
     used = {name: [of for of in SEARCHED if getattr(ARMS[name], of) != getattr(Method(), of)] for name in names}
     return [
-        Planned(
-            "tuned",
-            {"arm": name, "seed": seed},
-            plan.student(replace(ARMS[name], **{of: getattr(best, of) for of in used[name]}), seed),
-        )
+        _item(plan, "tuned", name, seed, method=replace(ARMS[name], **{of: getattr(best, of) for of in used[name]}))
         for seed in range(plan.profile.num_seeds)
         for name in names
     ]
@@ -337,11 +327,7 @@ def tuned(plan: Plan) -> list[Planned]:
 def paper_recipe(plan: Plan) -> list[Planned]:
     """The plain student and the paper's method with the paper's 100 epochs of Adam."""
     return [
-        Planned(
-            "paper_recipe",
-            {"arm": name, "seed": seed},
-            plan.student(ARMS[name], seed, recipe=RECIPES["paper"], blocks_removed=plan.profile.recipe_cut),
-        )
+        _item(plan, "paper_recipe", name, seed, recipe=RECIPES["paper"], blocks_removed=plan.profile.recipe_cut)
         for seed in range(plan.profile.num_recipe_seeds)
         for name in ("Student", "KD+IG")
     ]

@@ -30,7 +30,7 @@ def use_style() -> None:
 
 
 def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None) -> None:
-    """Write a figure as PNG and PDF to ``build/<profile>/figures/``, stamped with what it was drawn from, and show it.
+    """Write a figure as PNG and PDF to `Study.figures`, stamped with what it was drawn from, and show it.
 
     Parameters
     ----------

@@ -130,8 +130,8 @@ class ImageSet:
                 f"there are {self.n_train:,} training and {self.n_test:,} test images, fewer than the {n_train:,} and "
                 f"{n_test:,} that this profile takes; for images of your own there is --profile paper"
             )
-        train = train_indices(self.train_labels, Subset(n_train / self.n_train, seed))
-        test = train_indices(self.test_labels, Subset(n_test / self.n_test, seed))
+        train, _ = split_rows(self.train_labels, Subset(n_train / self.n_train, seed))
+        test, _ = split_rows(self.test_labels, Subset(n_test / self.n_test, seed))
         taken = self.train_images[train], self.train_labels[train], self.test_images[test], self.test_labels[test]
         return ImageSet(self.name, *taken, self.class_names, self.flip)
 
@@ -176,8 +176,8 @@ class RecordedImages:
         raise AttributeError(name) if name.startswith("_") else self.missing
 
 
-def train_indices(labels: np.ndarray, subset: Subset) -> np.ndarray:
-    """Rows of the training images that `subset` trains on.
+def split_rows(labels: np.ndarray, subset: Subset) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the training images that `subset` trains on, and those that it holds out.
 
     Parameters
     ----------
@@ -186,30 +186,14 @@ def train_indices(labels: np.ndarray, subset: Subset) -> np.ndarray:
 
     Returns
     -------
-    ndarray (n,) int64, sorted
-        Depends on `labels` and `subset` alone.
+    seen, held_out : ndarray (n,) int64, sorted
+        They depend on `labels` and `subset` alone; which are held out, on neither its seed nor its fraction.
 
     Raises
     ------
     InputError
         If a class would get no image.
     """
-    return _rows(labels, subset)[0]
-
-
-def validation_indices(labels: np.ndarray, subset: Subset) -> np.ndarray:
-    """Rows of the training images that `subset` holds out; see `train_indices`.
-
-    Returns
-    -------
-    ndarray (n,) int64, sorted
-        Empty if ``subset.validation`` is 0. The same for every ``subset.seed`` and ``subset.fraction``.
-    """
-    return _rows(labels, Subset(validation=subset.validation))[1]
-
-
-def _rows(labels: np.ndarray, subset: Subset) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on, and those held out."""
 
     def split(rows: np.ndarray, share: float, seed: int) -> Iterable[np.ndarray]:
         # scikit-learn rounds a share down, and 0.29 * 100 is a little less than 29; so it is given numbers.
@@ -315,36 +299,6 @@ def _official(folder: Path, download: bool) -> dict[str, np.ndarray]:
         why = f"the files in {folder} are not the published ones (MD5), or cannot be downloaded ({first_line(error)})"
         raise InputError(f"{why}; delete them, then {_WAYS}") from error
     return dict(zip(_ARRAYS, (train.data, np.array(train.targets), test.data, np.array(test.targets)), strict=True))
-
-
-def cut_official(images: ImageSet, n_train: int = 40_000) -> dict[str, np.ndarray]:
-    """The official training images alone, cut in their order: the first to train on, the others to test on.
-
-    The records of this repository are of CIFAR-10's ``data_batch_1`` to ``4``, tested on ``data_batch_5``.
-
-    Parameters
-    ----------
-    images : ImageSet
-        The official set; its test images are left out.
-    n_train : int
-
-    Returns
-    -------
-    dict
-        The arrays of an ``.npz`` file.
-
-    Raises
-    ------
-    InputError
-        If it has no image more than `n_train`.
-    """
-    if images.n_train <= n_train:
-        raise InputError(
-            f"of {images.n_train:,} training images none is left after {n_train:,}; give the official files"
-        )
-    pixels, labels = images.train_images, images.train_labels
-    cut = pixels[:n_train], labels[:n_train], pixels[n_train:], labels[n_train:]
-    return dict(zip(_ARRAYS, cut, strict=True)) | {"class_names": np.array(images.class_names)}
 
 
 def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -73,17 +73,6 @@ class MobileNetV2(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Fresh weights: He et al. 2015 for convolutions (fan out), N(0, 0.01) for the classifier."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", generator=generator)
-            elif isinstance(module, nn.BatchNorm2d):
-                module.reset_parameters()
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0, 0.01, generator=generator)
-                nn.init.zeros_(module.bias)
-
     def forward(self, x: Tensor, tap: int | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (B, num_classes); with `tap`, also the activation (B, C, h, w) of ``features[tap]``."""
         x = (x - self.mean) / self.std
@@ -99,7 +88,12 @@ class MobileNetV2(nn.Module):
 def build(architecture: Architecture, num_classes: int, mean_std, generator: torch.Generator) -> MobileNetV2:
     """The network with fresh weights, in training mode; `mean_std` (see `MobileNetV2`) is used only if `normalize`."""
     model = MobileNetV2(num_classes, architecture.blocks_removed, mean_std if architecture.normalize else None)
-    model.reset_parameters(generator)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", generator=generator)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0, 0.01, generator=generator)
+            nn.init.zeros_(module.bias)
     return model
 
 
@@ -126,17 +120,15 @@ def attention_tap(blocks_removed: int) -> int:
     return NUM_FEATURES // ATTENTION_DIVIDERS[blocks_removed]
 
 
-def count_parameters(model: nn.Module) -> int:
+def count_parameters(blocks_removed: int, num_classes: int = 10) -> int:
     """Number of trainable numbers."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in MobileNetV2(num_classes, blocks_removed).parameters())
 
 
 def compression_factor(blocks_removed: int, num_classes: int = 10) -> float:
     """Parameters of the teacher over parameters of the student."""
-    with torch.device("meta"):
-        teacher = count_parameters(MobileNetV2(num_classes))
-        student = count_parameters(MobileNetV2(num_classes, blocks_removed))
-    return teacher / student
+    return count_parameters(0, num_classes) / count_parameters(blocks_removed, num_classes)
 
 
 def pack_weights(model: MobileNetV2, **metadata: str) -> bytes:

@@ -2,9 +2,9 @@
 
 Which ImageNet synset (a WordNet number such as n02690373) belongs to which class of CIFAR-10 is data, `mapping`.
 
-A confusion matrix of counts is all that is kept of an evaluation, because every measure here follows from it. It lies
-in ``records/shift/<name>/<key of the run>-<fingerprint of the images>.json``, so that figures and verdicts are redrawn
-where neither the weights nor the images are.
+What is kept of an evaluation, confusion matrices and answers, lies in ``records/shift/<name>/<key of the
+run>-<fingerprint of the images>.json``, so that figures and verdicts are redrawn where neither the weights nor the
+images are.
 """
 
 import hashlib
@@ -12,9 +12,8 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
 from math import ceil
 from pathlib import Path
 
@@ -104,8 +103,8 @@ def mapping() -> pd.DataFrame:
         mapping does not have), ``corrected`` (the class in the corrected mapping; empty where it is left out),
         ``debatable`` (why the two differ; empty where they do not), ``source``.
     """
-    with files("igkd").joinpath("published", "imagenet_mapping.csv").open(encoding="utf-8") as file:
-        return pd.read_csv(file, dtype=str, keep_default_na=False)
+    path = Path(__file__).with_name("published") / "imagenet_mapping.csv"
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def load_imagenet(path: str | Path | None = None, corrected: bool = False) -> ImageNetSubset:
@@ -173,40 +172,10 @@ def load_imagenet(path: str | Path | None = None, corrected: bool = False) -> Im
     return ImageNetSubset(images[mapped], labels[mapped], int((~mapped).sum()), "an .npz file", False)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What a trained network answered on one image set.
-
-    Attributes
-    ----------
-    name : str
-        ``imagenet``, ``imagenet-corrected`` or ``robustness``.
-    run : str
-        Key of the run that trained the network.
-    fingerprint : str
-        Of the images, their labels, and what was done to them.
-    images : str
-        The same in words.
-    teacher : str
-        Key of the teacher that decides what is teacher-correct; empty where none does.
-    weights : str
-        Digest of the weights that were evaluated.
-    confusions : dict
-        Condition -> counts (num_classes, num_classes), a row for each true class, a column for each answer.
-    predictions : dict
-        Condition -> the answers, see `igkd.records.unpack_predictions`.
-    machine : str
-    """
-
-    name: str
-    run: str
-    fingerprint: str
-    images: str
-    teacher: str
-    weights: str
-    confusions: dict[str, list[list[int]]]
-    predictions: dict[str, str]
-    machine: str
+#: What is kept of an evaluation: `fingerprint` is of the images, their labels and what was done to them, `images` the
+#: same in words; `teacher` decides what is teacher-correct (empty where none does); `weights` is a digest. `confusions`
+#: has, for each condition, counts with a row a true class; `predictions` the answers (`igkd.records`).
+KEPT = ("name", "run", "fingerprint", "images", "teacher", "weights", "confusions", "predictions", "machine")
 
 
 def corrupted(images: np.ndarray, kind: str, level: float) -> np.ndarray:
@@ -295,7 +264,7 @@ def under_corruption(study: Study, planned: list[Planned]) -> int:
 
 def robustness_fingerprint(study: Study) -> str:
     """Fingerprint of the test images and of the corruptions."""
-    spec = json.dumps([study.fingerprint, CORRUPTIONS, _NOISE_SEED])
+    spec = json.dumps([study.images.fingerprint, CORRUPTIONS, _NOISE_SEED])
     return hashlib.sha256(spec.encode()).hexdigest()[:16]
 
 
@@ -307,7 +276,7 @@ def kept(study: Study, planned: list[Planned], name: str, fingerprint: str | Non
     study : Study
     planned : list of Planned
     name : str
-        See `Evaluation`.
+        See `KEPT`.
     fingerprint : str, optional
         Of the image set. If not given, the one on which most of the runs were evaluated (of several, the first in
         alphabetical order): different image sets are never pooled.
@@ -320,16 +289,16 @@ def kept(study: Study, planned: list[Planned], name: str, fingerprint: str | Non
     """
     keys = {item.run.key for item in planned}
     found = [path for path in study.store.root.glob(f"shift/{name}/*-*.json") if path.stem.split("-")[0] in keys]
-    read = [evaluation for path in found if (evaluation := _read(path)).teacher in ("", study.plan.teacher_key)]
+    read = [evaluation for path in found if (evaluation := _read(path))["teacher"] in ("", study.plan.teacher_key)]
     if fingerprint is None and read:
-        fingerprint = pd.Series([each.fingerprint for each in read]).mode()[0]
-    by_key = {each.run: each for each in read if each.fingerprint == fingerprint}
+        fingerprint = pd.Series([each["fingerprint"] for each in read]).mode()[0]
+    by_key = {each["run"]: each for each in read if each["fingerprint"] == fingerprint}
     rows = []
     for item in [each for each in planned if each.run.key in by_key]:
         found = by_key[item.run.key]
-        for condition, counts in found.confusions.items():
-            of = {"key": found.run, "condition": condition, "confusion": np.array(counts), "images": found.images}
-            of |= {"fingerprint": fingerprint, "predictions": unpack_predictions(found.predictions[condition])}
+        for condition, counts in found["confusions"].items():
+            of = {"key": item.run.key, "condition": condition, "confusion": np.array(counts), "images": found["images"]}
+            of |= {"fingerprint": fingerprint, "predictions": unpack_predictions(found["predictions"][condition])}
             rows.append(item.labels | of | measures(counts))
     return pd.DataFrame(rows)
 
@@ -339,7 +308,7 @@ def _evaluate(study: Study, planned, name: str, fingerprint: str, images: str, t
     for item in planned:
         key = item.run.key
         path = study.store.root / "shift" / name / f"{key}-{fingerprint}.json"
-        if path.exists() and _read(path).teacher == teacher:
+        if path.exists() and _read(path)["teacher"] == teacher:
             continue
         model = study.network(item.run)
         if model is None:
@@ -349,19 +318,20 @@ def _evaluate(study: Study, planned, name: str, fingerprint: str, images: str, t
         answers = {condition: _answers(model, pictures, study) for condition, pictures, _ in made}
         confusions = {condition: confusion(labels, answers[condition], n).tolist() for condition, _, labels in made}
         predictions = {condition: pack_predictions(each) for condition, each in answers.items()}
-        of = (fingerprint, images, teacher, state_digest(model))
-        evaluation = Evaluation(name, key, *of, confusions, predictions, study.compute.describe()["name"])
-        write_atomically(path, (json.dumps(asdict(evaluation)) + "\n").encode())
+        of = (name, key, fingerprint, images, teacher, state_digest(model), confusions, predictions)
+        evaluation = dict(zip(KEPT, (*of, study.compute.describe()["name"]), strict=True))
+        write_atomically(path, (json.dumps(evaluation) + "\n").encode())
         done += 1
     if done:
         study.log(f"{name}: {done} networks evaluated")
     return without_weights
 
 
-def _read(path: Path) -> Evaluation:
+def _read(path: Path) -> dict:
     try:
-        return Evaluation(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        found = json.loads(path.read_text())
+        return {field: found[field] for field in KEPT}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no kept evaluation ({error}); delete it and it is made again") from error
 
 

@@ -4,7 +4,7 @@ The files ``igkd/published/*.csv`` hold the numbers as their authors state them.
 the authors' public repository (nordlinglab/ModelCompression-IntegratedGradients) at a commit, or an arXiv version.
 """
 
-from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,8 +19,7 @@ def table(name: str) -> pd.DataFrame:
     name : str
         Name of a file without ``.csv``. A column ``x_percent`` becomes the fraction ``x``.
     """
-    with files("igkd").joinpath("published", f"{name}.csv").open(encoding="utf-8") as file:
-        found = pd.read_csv(file, dtype={"version": str})
+    found = pd.read_csv(Path(__file__).with_name("published") / f"{name}.csv", dtype={"version": str})
     percent = found.columns[found.columns.str.endswith("_percent")]
     found[percent] /= 100
     if "metric" in found:  # the ImageNet subset: all in percent but Cohen's kappa
@@ -58,15 +57,12 @@ def monte_carlo_values() -> pd.DataFrame:
     variance, samples = table("monte_carlo_summary").set_index("arm").variance_ddof1 / 1e4, []
     for arm, bars in table("monte_carlo_histogram").groupby("arm", sort=False):
 
-        def sample(top: float, bars=bars) -> np.ndarray:
+        def sample(top: float) -> np.ndarray:
             edges = zip(bars.low, bars.high.fillna(top), bars.runs, strict=True)
             return np.concatenate([low + (high - low) * (np.arange(n) + 0.5) / max(n, 1) for low, high, n in edges])
 
-        def surplus(top: float, sample=sample, arm=arm) -> float:
-            return sample(top).var(ddof=1) - variance[arm]
-
         edge, beyond = bars.low.iloc[-1], bars.runs.iloc[-1]
-        top = optimize.brentq(surplus, edge, 1) if beyond else edge
+        top = optimize.brentq(lambda top: sample(top).var(ddof=1) - variance[arm], edge, 1) if beyond else edge
         samples.append(pd.DataFrame({"arm": arm, "accuracy": sample(top)}))
     return pd.concat(samples, ignore_index=True)
 
@@ -83,10 +79,8 @@ def recomputed() -> pd.DataFrame:
     """
     runs = ablation_runs().pivot(index="run", columns="arm", values="accuracy") * 100
     student, both = runs["Student"], runs["KD+IG"]
-    monte_carlo, times = (
-        table("monte_carlo_summary").set_index("arm"),
-        table("inference_time").set_index("blocks_removed"),
-    )
+    monte_carlo = table("monte_carlo_summary").set_index("arm")
+    times = table("inference_time").set_index("blocks_removed")
     table13 = table("compression_sweep").query("series == 'table13'")
     sweep = 100 * table13.pivot(index="blocks_removed", columns="arm", values="accuracy")
     imagenet = 100 * table("imagenet_subset").query("metric == 'accuracy'").set_index("arm")[["plotted", "computed"]]

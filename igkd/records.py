@@ -124,7 +124,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def records_digest(table) -> str:
-    """First 12 hex digits of a SHA-256 over the records behind a figure or a verdict.
+    """First 12 hex digits of a SHA-256 over the records behind a figure.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ class Store:
         self.root, self.scratch, self.shipped = Path(root), Path(scratch), Path(shipped)
 
     def find(self, key: str) -> Record | None:
-        """The record of this key, whichever experiment asked for it first.
+        """The record of this key, in whichever experiment's folder it lies.
 
         Parameters
         ----------

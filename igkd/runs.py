@@ -166,26 +166,18 @@ class Method:
         return bool(self.alpha or self.overlay_prob or self.gamma)
 
 
-def method(kd: bool = False, ig: bool = False, at: bool = False) -> Method:
-    """The paper's constants for each ingredient that is on."""
-    return Method(
-        alpha=0.01 if kd else 0.0,
-        temperature=2.5 if kd else 1.0,
-        overlay_prob=0.1 if ig else 0.0,
-        gamma=0.8 if at else 0.0,
-    )
-
-
+#: The paper's constants of each ingredient.
+_KD, _IG, _AT = {"alpha": 0.01, "temperature": 2.5}, {"overlay_prob": 0.1}, {"gamma": 0.8}
 #: The paper's arms in its order; further ones may follow.
 ARMS = {
-    "Student": method(),
-    "KD": method(kd=True),
-    "IG": method(ig=True),
-    "AT": method(at=True),
-    "KD+IG": method(kd=True, ig=True),
-    "KD+AT": method(kd=True, at=True),
-    "IG+AT": method(ig=True, at=True),
-    "KD+IG+AT": method(kd=True, ig=True, at=True),
+    "Student": Method(),
+    "KD": Method(**_KD),
+    "IG": Method(**_IG),
+    "AT": Method(**_AT),
+    "KD+IG": Method(**_KD, **_IG),
+    "KD+AT": Method(**_KD, **_AT),
+    "IG+AT": Method(**_IG, **_AT),
+    "KD+IG+AT": Method(**_KD, **_IG, **_AT),
 }
 #: Those of the full 2 x 2 x 2 factorial.
 DESIGN = tuple(ARMS)[:8]

@@ -66,8 +66,7 @@ class Signals:
 
     def to(self, device: str) -> "Signals":
         """The same signals on another device."""
-        moved = (getattr(self, name) for name in self.__dataclass_fields__)
-        return Signals(*(part if part is None else part.to(device) for part in moved))
+        return Signals(*(part if part is None else part.to(device) for part in vars(self).values()))
 
 
 def load_signals(
@@ -131,11 +130,9 @@ def needed(run: Run) -> tuple:
 def of_variant(run: Run, signals: Signals) -> Signals:
     """Apply the run's variant to the signals of `load_signals`, with the run's seed."""
     made = {}
-    for kind in KINDS:
-        signal = getattr(signals, kind)
-        if signal is not None:
-            generator = stream(run.seed, SIGNALS, KINDS.index(kind))
-            made[kind] = vary(run.signals.variant, kind, signal, generator)
+    for number, kind in enumerate(KINDS):
+        if (signal := getattr(signals, kind)) is not None:
+            made[kind] = vary(run.signals.variant, kind, signal, stream(run.seed, SIGNALS, number))
     return replace(signals, **made)
 
 

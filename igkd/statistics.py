@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 from statsmodels.formula.api import ols
-from statsmodels.stats.proportion import proportion_confint
 
 from igkd.errors import InputError
 from igkd.runs import DESIGN
 
 TINY = 1e-12  # rounding leaves a spread of about 1e-16 in differences of accuracies that are all equal
+POWER = 0.8  # with which plans find a difference
 LEAST_SHOWN = 4  # runs from which tables, figures and sentences give an interval
 COLUMNS = ["arm", "reference", "n", "n_reference", "mean", "mean_reference", "difference", "low", "high", "p"]
 
@@ -134,22 +134,14 @@ def power(difference: float, sd: float, n: int, *, paired: bool = True, alpha: f
     return float(np.clip(stats.ncf.sf(stats.f.isf(alpha, 1, df), 1, df, pairs * (difference / sd) ** 2), alpha, 1))
 
 
-_power = power  # for functions with an argument of that name
-
-
-def smallest_difference(n: int, sd: float, *, power: float = 0.8, paired: bool = True, alpha: float = 0.05) -> float:
-    """True difference that n runs of each arm (pairs if `paired`) find with this power, in the unit of `sd`."""
-    if not 0 < alpha < power < 1:
-        raise InputError(f"alpha is {alpha} and power {power}; give 0 < alpha < power < 1")
+def smallest_difference(n: int, sd: float, *, paired: bool = True) -> float:
+    """True difference that n runs of each arm (pairs if `paired`) find with 80 % power at 5 %, in the unit of `sd`."""
     if not (n >= 2 and sd > TINY):
         return np.nan
-    most = 1.0
-    while _power(most, 1, n, paired=paired, alpha=alpha) < power:
-        most *= 2
-    return sd * optimize.brentq(lambda x: _power(x, 1, n, paired=paired, alpha=alpha) - power, 0, most)
+    return sd * optimize.brentq(lambda x: power(x, 1, n, paired=paired) - POWER, 0, 16)
 
 
-def runs_needed(difference: float, sd: float, *, power: float = 0.8, paired: bool = True, alpha: float = 0.05) -> float:
+def runs_needed(difference: float, sd: float, *, paired: bool = True) -> float:
     """Runs of each arm (pairs if `paired`) that find a true difference of this size; NaN if none, or only 10^13, can.
 
     Examples
@@ -159,12 +151,12 @@ def runs_needed(difference: float, sd: float, *, power: float = 0.8, paired: boo
     >>> runs_needed(0.003, 0.003)
     10
     """
-    if not abs(difference) > 1e-6 * sd or np.isnan(smallest_difference(2, sd, power=power, paired=paired, alpha=alpha)):
+    if not (sd > TINY and abs(difference) > 1e-6 * sd):
         return np.nan
     most = 2
-    while _power(difference, sd, most, paired=paired, alpha=alpha) < power:
+    while power(difference, sd, most, paired=paired) < POWER:
         most *= 2
-    return bisect_left(range(most), power, 2, key=lambda n: _power(difference, sd, n, paired=paired, alpha=alpha))
+    return bisect_left(range(most), POWER, 2, key=lambda n: power(difference, sd, n, paired=paired))
 
 
 def luck(n: int, rng: np.random.Generator, num_arms: int = 4, sd: float = 1, correlation: float = 0) -> pd.DataFrame:
@@ -191,22 +183,6 @@ def luck(n: int, rng: np.random.Generator, num_arms: int = 4, sd: float = 1, cor
             "best_gain": others[:, 0].max(axis=1) - reference[:, 0].max(axis=1),
         }
     )
-
-
-def probability_of_improvement(a, b, *, paired: bool = True) -> tuple[float, float, float]:
-    """How often a run of the first arm beats one of the second, ties half, with its 95 % interval.
-
-    Unpaired, every run meets every other: the Mann-Whitney statistic as a share. The interval is Clopper and Pearson's
-    for as many duels as there are pairs, or runs in the smaller arm: exact for the former, wide for the latter.
-    """
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    if paired and len(a) != len(b):
-        raise InputError(f"pairs need equally many runs, not {len(a)} and {len(b)}; use paired=False")
-    duels = min(len(a), len(b))
-    if not duels or np.isnan([*a, *b]).any():
-        return np.nan, np.nan, np.nan
-    share = (1 + np.sign(a - b if paired else np.subtract.outer(a, b)).mean()) / 2
-    return float(share), *map(float, proportion_confint(share * duels, duels, method="beta"))
 
 
 def _right(predictions, labels) -> pd.DataFrame:

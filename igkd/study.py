@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, cached_property, partial
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +91,7 @@ class Study:
         log: Callable[[str], None] = print,
         jobs: int | None = None,
     ):
-        root = REPOSITORY if root is None else Path(root)
-        self.root = root
+        self.root = root = Path(root or REPOSITORY)
         if profile_name not in PROFILES:
             raise InputError(f"no profile {profile_name!r}; choose one of: {', '.join(PROFILES)}")
         self.profile: Profile = PROFILES[profile_name]
@@ -215,8 +214,7 @@ class Study:
     def describe_student(self) -> str:
         """The profile's student, for captions."""
         cut = self.profile.blocks_removed
-        with torch.device("meta"):
-            parameters = count_parameters(MobileNetV2(self.images.num_classes, cut))
+        parameters = count_parameters(cut, self.images.num_classes)
         return f"{cut} of 19 blocks removed, {parameters:,} parameters, {self._factor()} fewer than the teacher"
 
     def title(self) -> str:
@@ -266,9 +264,7 @@ class Study:
         n = self.images.n_test
         largest = np.bincount(self.images.test_labels).max() / n
         if accuracy < largest + 2 * (largest * (1 - largest) / n) ** 0.5:
-            told = (
-                f"the teacher's accuracy is {accuracy:.1%}, and {largest:.1%} of the {n} test images are of one class"
-            )
+            told = f"the teacher's accuracy, on training or test images, is {accuracy:.1%}, and {largest:.1%} of the {n} test images are of one class"
             raise InputError(f"{told}: students would learn nothing from it; give more images")
 
     def teacher_logits(self) -> torch.Tensor:
@@ -289,10 +285,9 @@ class Study:
         """The teacher's training, done here or not, with the labels under which tables show it."""
         return _as_teacher(self.teacher_record().run)
 
-    def ig_maps(self, n_steps: int | None = None, baseline: str = "mean"):
+    def ig_maps(self):
         """IG maps (N, H, W) of all training images."""
-        n_steps = self.profile.n_steps if n_steps is None else n_steps
-        spec = SignalSpec(self.plan.teacher_key, n_steps=n_steps, baseline=baseline)
+        spec = SignalSpec(self.plan.teacher_key, n_steps=self.profile.n_steps)
         return load_maps(self.images, self.teacher(), spec, self.store.scratch / "signals", self.compute, self.log)
 
     def signals(self, run: Run, images: ImageSet | None = None) -> Signals:
@@ -594,18 +589,11 @@ def _attempt_elsewhere(where: tuple, item: Planned) -> tuple[Planned, Record | s
     return _study_elsewhere(*where)._attempt(item)
 
 
-def _stages(items: list[Planned]) -> Iterator[list[Planned]]:
+def _stages(items: list[Planned]) -> list[list[Planned]]:
     """Parts that are trained one after the other: a new one begins with a run whose signals are not yet prepared."""
-    stage, prepared = [], set()
-    for item in items:
-        kind = needed(item.run)
-        if stage and kind not in prepared:
-            yield stage
-            stage = []
-        prepared.add(kind)
-        stage.append(item)
-    if stage:
-        yield stage
+    kinds = [needed(item.run) for item in items]
+    starts = [number for number, kind in enumerate(kinds) if kinds.index(kind) == number]
+    return [items[start:end] for start, end in pairwise([*starts, None])]
 
 
 def _end_with(parent: int) -> None:

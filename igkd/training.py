@@ -26,7 +26,7 @@ from igkd.attribution import evaluating
 from igkd.augment import Draw, crop_mirror, cutout, draw, move_attention, overlay, pad
 from igkd.device import Compute
 from igkd.errors import InputError, TrainingError, first_line
-from igkd.images import ImageSet, as_input, train_indices, validation_indices
+from igkd.images import ImageSet, as_input, split_rows
 from igkd.losses import attention_loss, attention_map, distillation_loss
 from igkd.models import MobileNetV2, attention_tap, build, pack_weights, state_digest
 from igkd.optimizers import make_optimizers
@@ -89,7 +89,8 @@ def train(
 
 def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
     method, recipe, device = run.method, run.recipe, compute.device
-    chosen = torch.from_numpy(train_indices(images.train_labels, run.subset))
+    seen, held_out = split_rows(images.train_labels, run.subset)
+    chosen = torch.from_numpy(seen)
     batch_size = min(recipe.batch_size, len(chosen))
     num_batches = len(chosen) // batch_size  # what does not fill a batch is left out, other images in each epoch
     num_steps = recipe.num_epochs * num_batches
@@ -180,18 +181,16 @@ def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
             _checkpoint(checkpoint, parts, {"teacher": teacher_digest, "history": history, "seconds": seconds})
             saved = time.monotonic()
 
-    rows = chosen.numpy()
     scored = images.test_images, images.test_labels
     if run.split == "validation":
-        held_out = validation_indices(images.train_labels, run.subset)
         scored = images.train_images[held_out], images.train_labels[held_out]
     logits = predict(model, scored[0], compute)
     outcome = _outcome(logits, scored[1])
     if not math.isfinite(outcome["loss"]):  # the last step can break the weights after its own loss was fine
         raise TrainingError(f"the loss is {outcome['loss']} after training; lower lr, alpha or gamma")
     outcome |= {
-        "train_accuracy": evaluate(model, images.train_images[rows], images.train_labels[rows], compute)["accuracy"],
-        "n_train": len(rows),
+        "train_accuracy": evaluate(model, images.train_images[seen], images.train_labels[seen], compute)["accuracy"],
+        "n_train": len(seen),
         "predictions": pack_predictions(logits.argmax(1).numpy()),
         "history": history,
         "weights": state_digest(model),
@@ -204,7 +203,7 @@ def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
         "versions": {"igkd": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "code": code_version(),
     }
-    _write(store.weights_path(run.key), pack_weights(model, run=run.key))
+    write_atomically(store.weights_path(run.key), pack_weights(model, run=run.key))
     return Record(run, outcome, provenance)
 
 
@@ -285,17 +284,10 @@ def _gradient_norm(term: Tensor, model: nn.Module) -> Tensor:
     return torch.stack(squares).sum().sqrt()
 
 
-def _write(path: Path, content) -> None:
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise TrainingError(f"{path.name} cannot be written to {path.parent}: {error}") from error
-
-
 def _checkpoint(path: Path, parts: dict, progress: dict) -> None:
     content = io.BytesIO()
     torch.save({name: part.state_dict() for name, part in parts.items()} | progress, content)
-    _write(path, content.getbuffer())
+    write_atomically(path, content.getbuffer())
 
 
 def _restore(path: Path, parts: dict, teacher_digest: str | None, log) -> tuple[list, float]:

@@ -114,7 +114,8 @@ def test_c2_asks_for_half_of_the_published_ratio(monkeypatch, tmp_path, verdict)
     ratio, half = C2[verdict]
     row = {"blocks_removed": 5, "batch_size": 1, "ratio": ratio, "ratio_low": ratio - half, "ratio_high": ratio + half}
     table = pd.DataFrame([row | {"batch_size": 64, "ratio_low": 99.0, "ratio_high": 99.0}, row]).assign(n=20)
-    monkeypatch.setattr(claims, "read_measurement", lambda path, name: (table, {}))
+    content = {"steady_state": {"rows": table.to_dict("records")}}
+    monkeypatch.setattr(claims, "Measurements", lambda path: SimpleNamespace(content=content))
     study = SimpleNamespace(latency_files=(path,), root=tmp_path, images=SimpleNamespace(name="cifar10"))
     assert claims._latency(study)["verdict"] == verdict
 

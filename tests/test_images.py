@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, ImageFolder
 
 from igkd.errors import InputError, MissingImages
-from igkd.images import CIFAR10_CLASSES, ImageSet, load_images, train_indices, validation_indices
+from igkd.images import CIFAR10_CLASSES, ImageSet, load_images, split_rows
 from igkd.runs import Subset
 
 
@@ -60,7 +60,7 @@ def test_fingerprint_is_the_documented_hash():
 def test_subsets_are_stratified_disjoint_and_repeatable(counts, fraction, validation, seed):
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
     subset = Subset(fraction, seed, validation)
-    train, held_out = train_indices(labels, subset), validation_indices(labels, subset)
+    train, held_out = split_rows(labels, subset)
     assert not set(train) & set(held_out)
     for rows, n, share in (
         (held_out, round(validation * len(labels)), validation),
@@ -69,13 +69,13 @@ def test_subsets_are_stratified_disjoint_and_repeatable(counts, fraction, valida
         assert len(rows) == n and (np.diff(rows) > 0).all()
         drawn = np.bincount(labels[rows], minlength=len(counts))
         assert (np.abs(drawn - share * np.array(counts)) <= 2).all()
-    np.testing.assert_array_equal(train, train_indices(labels.astype(np.uint8), subset))
+    np.testing.assert_array_equal(train, split_rows(labels.astype(np.uint8), subset)[0])
     # the same images are held out for every seed and fraction, and others are trained on
-    np.testing.assert_array_equal(held_out, validation_indices(labels, Subset(validation=validation)))
-    assert len(np.setdiff1d(train, train_indices(labels, Subset(fraction, seed ^ 1, validation))))
+    np.testing.assert_array_equal(held_out, split_rows(labels, Subset(validation=validation))[1])
+    assert len(np.setdiff1d(train, split_rows(labels, Subset(fraction, seed ^ 1, validation))[0]))
     for impossible in (Subset(1 / len(labels)), Subset(validation=1 / len(labels))):  # a class would have no image
         with pytest.raises(InputError):
-            train_indices(labels, impossible)
+            split_rows(labels, impossible)
 
 
 def test_take_is_stratified_and_keeps_each_image_with_its_label():

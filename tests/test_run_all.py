@@ -29,7 +29,8 @@ study = Study(profile, data, device, log=lambda line: None)
 item = study.planned(["03"])[1]
 study.ensure([replace(item, run=replace(item.run, subset=Subset(0.05), recipe=Recipe(1, 8, one_cycle=False)))])
 """
-START = "import os, sys\nprint(sys.executable, os.getcwd(), [profile, n_steps, lr], sep='\\n')"
+START = """import os, sys
+print(sys.executable, os.getcwd(), [profile, n_steps, lr], os.environ['IGKD_IMAGENET'], sep='\\n')"""
 LONG = "import os, time\nopen('kernel', 'w').write(str(os.getpid()))\ntime.sleep(600)"
 
 
@@ -60,6 +61,7 @@ def repository(tmp_path_factory):
 
 def run_all(root, *arguments):
     environment = {name: value for name, value in os.environ.items() if name not in ("IGKD_DATA", "IGKD_IMAGENET")}
+    environment["IGKD_IMAGENET"] = root.name  # from where it is started
     environment["PYTHONPATH"] = str(root)  # else a kernel takes the package of the path that the tests were given
     command = [sys.executable, root / "run_all.py", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=root.parent, env=environment)
@@ -73,7 +75,7 @@ def test_executes_and_goes_on_after_a_failure(repository):
     build = repository / "build" / "demo"
     first, broken = (nbformat.read(build / "notebooks" / name, 4) for name in ("00_start.ipynb", "01_broken.ipynb"))
     said = first.cells[-1].outputs[0].text.splitlines()  # parameters have the types of the notebook's
-    assert said == [sys.executable, str(repository), "['demo', 5, 0.001]"]
+    assert said == [sys.executable, str(repository), "['demo', 5, 0.001]", str(repository)]
     assert [shown.ename for cell in broken.cells for shown in cell.get("outputs", ())] == ["ValueError"]
     assert len(list((build / "records").glob("*/*.json"))) == 1  # with other parameters a notebook trains its own
 
@@ -81,6 +83,7 @@ def test_executes_and_goes_on_after_a_failure(repository):
 def test_bad_input_is_one_line_that_names_it(repository):
     for arguments, named in (
         ("-p n_steps many", "'many'"),
+        ("-p profile laptop", "--profile"),
         ("--only 17", "17"),
         ("--list --force", "--force"),
         ("--runs-only --forc", "--forc"),  # of which --force would delete records

@@ -11,7 +11,7 @@ import statsmodels.formula.api as smf
 from hypothesis import example, given, settings
 from hypothesis import strategies as some
 from scipy import stats
-from sklearn.metrics import accuracy_score, confusion_matrix, roc_auc_score
+from sklearn.metrics import accuracy_score, confusion_matrix
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -144,24 +144,6 @@ def test_luck_has_the_known_error_rates():
 
 
 @checked
-@given(RUNS, RUNS)
-@example([0.3, 0.4, 0.5, 0.2], [0.2, 0.3, 0.6, 0.1])
-def test_improvement_is_mann_whitney_and_the_area_under_the_roc_curve_and_in_pairs_the_sign_test(a, b):
-    share, low, high = st.probability_of_improvement(a, b, paired=False)
-    assert share == pytest.approx(1 - st.probability_of_improvement(b, a, paired=False)[0], nan_ok=True)
-    if not (a and b) or np.isnan([*a, *b]).any():
-        assert np.isnan([share, low, high]).all()
-        return
-    assert 0 <= low <= share <= high <= 1
-    assert share == pytest.approx(stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)))
-    assert share == pytest.approx(roc_auc_score([1] * len(a) + [0] * len(b), [*a, *b]))
-    if len(a) == len(b) and not np.equal(a, b).any():
-        test = stats.binomtest(int(np.greater(a, b).sum()), len(a))
-        found = st.probability_of_improvement(a, b)
-        assert found == pytest.approx((test.statistic, *test.proportion_ci()))
-
-
-@checked
 @given(CLASSES)
 def test_agreement_and_mcnemar_are_those_of_scikit_learn_and_statsmodels(classes):
     student, teacher, labels = classes
@@ -195,10 +177,7 @@ def test_what_a_formula_is_not_defined_for_is_refused(number):
         (st.compare, table(A=[0.1, 0.2], B=[0.1, 0.3]).assign(seed=0), [("A", "B")]),
         (st.factorial, table(**dict.fromkeys(list(ARMS)[1:], [0.4, 0.5]))),
         (st.factorial, table(**dict.fromkeys(ARMS, [0.4, np.nan]))),
-        (partial(st.smallest_difference, alpha=number), 10, 1),
-        (partial(st.runs_needed, power=number), 1, 1),
         (partial(st.luck, correlation=number), 5, rng),
-        (st.probability_of_improvement, [0.3], [0.2, 0.1]),
         *((function, two, two, [0, number]) for function in (st.agreement, st.mcnemar)),
         *((function, two, two, [0, 1, 2]) for function in (st.agreement, st.mcnemar)),
         (st.test_set_share, [[0, number]] * 3, two),

@@ -12,7 +12,7 @@ from igkd import training
 from igkd.device import Compute, pick_compute
 from igkd.errors import InputError, TrainingError
 from igkd.experiments import Planned
-from igkd.images import train_indices, validation_indices
+from igkd.images import split_rows
 from igkd.models import MobileNetV2, load_weights
 from igkd.records import unpack_predictions
 from igkd.runs import ARMS, RECIPES, Architecture, Method, Subset
@@ -136,7 +136,7 @@ def test_signals_are_read_by_data_set_index(tmp_path):
     # A teacher that is sure of each label makes distillation the cross-entropy; what belongs to images that this
     # run does not see is not a number.
     unseen = torch.ones(40, dtype=torch.bool)
-    unseen[train_indices(IMAGES.train_labels, HALF)] = False
+    unseen[split_rows(IMAGES.train_labels, HALF)[0]] = False
     sure = 50 * nn.functional.one_hot(torch.from_numpy(IMAGES.train_labels)).float()
     signals = replace(small_signals(IMAGES), logits=sure)
     for tensor in (signals.logits, signals.attention, signals.maps):
@@ -224,7 +224,7 @@ def test_after_few_steps_a_network_in_evaluation_mode_is_as_good_as_in_training_
 
 def test_the_record_says_what_the_weights_do_on_the_held_out_images(tmp_path):
     run = small_run(IMAGES, subset=Subset(validation=0.2), split="validation")
-    outcome, rows = trained(run, tmp_path).outcome, validation_indices(IMAGES.train_labels, run.subset)
+    outcome, rows = trained(run, tmp_path).outcome, split_rows(IMAGES.train_labels, run.subset)[1]
     images, labels = IMAGES.train_images[rows], IMAGES.train_labels[rows]
     scored = evaluate(load_weights(store_in(tmp_path).weights_path(run.key), 4), images, labels, COMPUTE)
     assert scored == {name: outcome[name] for name in scored}
