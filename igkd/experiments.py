@@ -345,12 +345,12 @@ NOTEBOOKS = {
     "00": (arms,),
     TEACHER_NOTEBOOK: (),
     "02": (steps,),
-    "03": (arms, search, paper_recipe),
+    "03": (arms, search, tuned, paper_recipe),
     "04": (factorial, search),
     "05": (monte_carlo,),
     "06": (factorial,),
     "07": (sweep,),
-    "08": (controls, tuned),
+    "08": (controls,),
 }
 #: All experiments in the order of doing: what the paper claims and what its signals contribute before all else.
 ORDER = (arms, controls, factorial, monte_carlo, sweep, steps, search, tuned, paper_recipe)
