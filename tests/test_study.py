@@ -78,14 +78,14 @@ def outcomes(study, items):
 
 
 def test_the_paper_s_runs_are_done_in_the_order_of_their_weight(study):
-    """Pairs behind the claims, what the signals contribute, then factorial, Monte Carlo, sweep and recipe."""
+    """Pairs behind the claims, what the signals contribute, then factorial, Monte Carlo, sweep, constants, recipe."""
     study.profile = PROFILES["paper"]
     teacher, *items = study.planned()
     counted = [(name, len(list(group))) for name, group in groupby(items, lambda item: item.experiment)]
     # Two arms of ten seeds; seven controls of five; four arms with AT of five, and KD+IG+AT of five more; seven cuts
-    # (the eighth is that of the pairs), two arms, two seeds.
-    expected = [("arms", 20), ("controls", 35), ("arms", 25), ("monte_carlo", 20), ("sweep", 28), ("paper_recipe", 6)]
-    assert teacher.labels["arm"] == "Teacher" and counted == expected
+    # (the eighth is that of the pairs), two arms, two seeds; five arms with chosen constants of five seeds.
+    first = [("arms", 20), ("controls", 35), ("arms", 25), ("monte_carlo", 20), ("sweep", 28)]
+    assert teacher.labels["arm"] == "Teacher" and counted == [*first, ("tuned", 25), ("paper_recipe", 6)]
     assert len({item.run.key for item in items}) == len(items)
     assert {item.run.signals.teacher for item in items if item.run.signals} == {teacher.run.key}
 
