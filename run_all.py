@@ -327,7 +327,7 @@ def publish(study, notebooks: list[Path]) -> int:
         source.metadata["profile"] = study.profile.name
         write_atomically(path, (nbformat.writes(source) + "\n").encode())
         print(f"{path.stem}: has the outputs of the {study.profile.name} profile")
-    for path in study.figures.iterdir():
+    for path in (*study.at_laptop_size.figures.glob("*"), *study.figures.glob("*")):
         if path.stem in figures:  # those of other notebooks may be of another profile
             shutil.copy(path, ROOT / "figures")
     if study.latency_files[0].exists():
