@@ -201,6 +201,12 @@ class Measurements:
                 raise InputError(f"{self.path} holds no {name} of what this profile has; to measure it, get the images")
             self.content = self.content | {name: {"of": of, "rows": measure().to_dict("records")}}
             write_atomically(self.path, (json.dumps(self.content, indent=1) + "\n").encode())
+        return self.rows(name)
+
+    def rows(self, name: str) -> pd.DataFrame:
+        """The table `name` as it is kept; InputError if it is not."""
+        if name not in self.content:
+            raise InputError(f"{self.path} has no measurement {name}; execute notebook 07 again")
         return pd.DataFrame(self.content[name]["rows"])
 
 

@@ -264,8 +264,10 @@ class Study:
         n = self.images.n_test
         largest = np.bincount(self.images.test_labels).max() / n
         if accuracy < largest + 2 * (largest * (1 - largest) / n) ** 0.5:
-            told = f"the teacher's accuracy, on training or test images, is {accuracy:.1%}, and {largest:.1%} of the {n} test images are of one class"
-            raise InputError(f"{told}: students would learn nothing from it; give more images")
+            raise InputError(
+                f"the teacher's accuracy, on training or test images, is {accuracy:.1%}, and {largest:.1%} of the {n} "
+                "test images are of one class: students would learn nothing from it; give more images"
+            )
 
     def teacher_logits(self) -> torch.Tensor:
         """The teacher's logits (N, num_classes) of the test images; without the images those in the repository."""

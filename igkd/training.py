@@ -73,9 +73,11 @@ def train(
     Raises
     ------
     TrainingError
-        If the loss stops being finite, or the weights cannot be written.
+        If the loss stops being finite.
     InputError
         If the images are others than the run's.
+    OSError
+        If the weights cannot be written.
     """
     if images.fingerprint != run.data:
         raise InputError(f"the run is of the images {run.data}, not of {images.fingerprint}; give it those")

@@ -88,6 +88,13 @@ def test_a_row_has_estimate_interval_size_and_p_corrected_over_all_five_claims(m
     assert "p = 0.02," in judged(monkeypatch, C1=(mean, 0.3, 10), **sure)["a gain?"]
 
 
+def test_the_share_of_the_pairs_that_gain_has_the_interval_of_the_sign_test(monkeypatch):
+    row = judged(monkeypatch, C1=(0.1, 1.0, 10))
+    ahead = int((0.1 + stats.zscore(np.random.default_rng(0).normal(size=10), ddof=1) > 0).sum())
+    low, high = stats.binomtest(ahead, 10).proportion_ci()
+    assert 0 < ahead < 10 and row["share of the pairs that gain"] == f"{ahead / 10:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def test_an_inconclusive_claim_says_how_many_pairs_would_decide(monkeypatch):
     row = judged(monkeypatch, C1=(0.3, 1.0, 10))
     n = int(row["pairs that would decide"]) + np.array([-1, 0])
@@ -114,8 +121,7 @@ def test_c2_asks_for_half_of_the_published_ratio(monkeypatch, tmp_path, verdict)
     ratio, half = C2[verdict]
     row = {"blocks_removed": 5, "batch_size": 1, "ratio": ratio, "ratio_low": ratio - half, "ratio_high": ratio + half}
     table = pd.DataFrame([row | {"batch_size": 64, "ratio_low": 99.0, "ratio_high": 99.0}, row]).assign(n=20)
-    content = {"steady_state": {"rows": table.to_dict("records")}}
-    monkeypatch.setattr(claims, "Measurements", lambda path: SimpleNamespace(content=content))
+    monkeypatch.setattr(claims, "Measurements", lambda path: SimpleNamespace(rows=lambda name: table))
     study = SimpleNamespace(latency_files=(path,), root=tmp_path, images=SimpleNamespace(name="cifar10"))
     assert claims._latency(study)["verdict"] == verdict
 

@@ -42,7 +42,9 @@ def test_what_is_kept_is_measured_again_for_another_machine_or_another_question_
         return int(kept.once(name, {"of": (of, None)}, lambda: pd.DataFrame([{"n": next(count)}])).n.iloc[0])
 
     assert [once(), once(), once("b"), once(), once(of=4), once(of=4), once("b")] == [0, 0, 1, 0, 2, 2, 1]
-    assert costs.Measurements(path).content["a"]["rows"] == [{"n": 2}]
+    assert costs.Measurements(path).rows("a").n.tolist() == [2]
+    with pytest.raises(InputError):
+        costs.Measurements(path).rows("c")
     assert [once(machine="other", of=4), once("b", machine="other"), once("b")] == [3, 4, 5]
     for damaged in ("", "{}", '{"a": [{"n": 1}], "machine": {}}', "[1]"):
         path.write_text(damaged)
