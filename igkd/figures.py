@@ -203,9 +203,8 @@ def _runs_of_arms(axis, frame: pd.DataFrame) -> None:
     """Every run as a point and the mean of an arm; two arms have their runs of one seed joined."""
     order = [name for name in ARM_COLOURS if name in set(frame.arm)]
     of = {"data": frame.assign(percent=100 * frame.accuracy), "x": "arm", "y": "percent", "ax": axis}
-    joined = "seed" in frame and len(order) == 2
-    sns.stripplot(**of, order=order, hue="arm", palette=ARM_COLOURS, legend=False, alpha=0.6, jitter=not joined)
-    if joined:
+    sns.stripplot(**of, order=order, hue="arm", palette=ARM_COLOURS, legend=False, alpha=0.6, jitter=False)
+    if "seed" in frame and len(order) == 2:
         sns.lineplot(**of, units="seed", estimator=None, color="0.6", lw=0.6, zorder=1)
     _means(**of, order=order, color="0.2", marker="_", markersize=24)
     axis.grid(False, axis="x")
@@ -538,7 +537,7 @@ def shifted_arms(panels: dict[str, pd.DataFrame], teacher: dict[str, float]) -> 
     for axis, (title, frame) in zip(axes.flat, panels.items(), strict=True):
         _runs_of_arms(axis, frame)
         said = f"; teacher: {teacher[title]:.1%}" if title in teacher else ""
-        axis.set(title=f"{title}\nn = {frame.seed.nunique()} seeds an arm{said}", xlabel="", ylabel="%")
+        axis.set(title=f"{title}\nn = {_range(frame.arm.value_counts())} seeds an arm{said}", xlabel="", ylabel="%")
     return figure
 
 
