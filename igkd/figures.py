@@ -434,7 +434,7 @@ def compression_accuracy(sources: dict[str, pd.DataFrame]) -> Figure:
     right.axhline(0, color=ARM_COLOURS["Student"], lw=1.2)
     left.set(ylabel="test accuracy (%)", title="accuracy")
     means = [f"{gain[name].mean():+.2f} ({name})" for name in sources if name.startswith("here")]
-    right.set(ylabel="points", title=f"KD+IG minus Student, mean: {', '.join(means)}")
+    right.set(ylabel="points", title=f"KD+IG minus Student, mean:\n{', '.join(means)}")
     for axis in (left, right):
         axis.set(xscale="log", xlabel="compression factor")
     left.legend(fontsize=8, loc="lower left")
