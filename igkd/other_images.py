@@ -318,9 +318,8 @@ def _evaluate(study: Study, planned, name: str, fingerprint: str, images: str, t
         answers = {condition: _answers(model, pictures, study) for condition, pictures, _ in made}
         confusions = {condition: confusion(labels, answers[condition], n).tolist() for condition, _, labels in made}
         predictions = {condition: pack_predictions(each) for condition, each in answers.items()}
-        evaluation = {"name": name, "run": key, "fingerprint": fingerprint, "images": images, "teacher": teacher}
-        evaluation |= {"weights": state_digest(model), "confusions": confusions, "predictions": predictions}
-        evaluation["machine"] = study.compute.describe()["name"]
+        of_run = name, key, fingerprint, images, teacher, state_digest(model), confusions, predictions
+        evaluation = dict(zip(KEPT, (*of_run, study.compute.describe()["name"]), strict=True))
         write_atomically(path, (json.dumps(evaluation) + "\n").encode())
         done += 1
     if done:
