@@ -128,9 +128,7 @@ def answer(gains: pd.DataFrame, line: float) -> Figure:
     axis.axvline(100 * line, color="0.45", linestyle=":")
     axis.set(yticks=range(len(gains)), yticklabels=gains.index, ylim=(len(gains) - 0.4, -0.8))
     axis.set(xlabel="KD+IG minus Student (percentage points)", xmargin=0.1)
-    figure.suptitle(
-        f"Published mean {100 * line:+.2f} points; here, same constants: {100 * gains.difference.iloc[-1]:+.2f}"
-    )
+    figure.suptitle(f"Published: {100 * line:+.2f} points; same constants here: {100 * gains.difference.iloc[-1]:+.2f}")
     return figure
 
 
