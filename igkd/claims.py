@@ -203,7 +203,7 @@ DIFFERENCES_FROM_THE_PAPER = pd.DataFrame([
      "not known; with 4,000 images 50 steps minus 8 are -0.37 points [-1.53, +0.80] (5 pairs)"),
     ("images of C6", "ImageNet's validation images of 105 synsets, eight classes; one network of each arm",
      "5,230 images, about 525 in each of ten classes, deer and horse too, from a file that does not name synsets",
-     "gain up: without deer and horse it is gone. With the error from images, too, its interval is +0.07 to +1.19 (notebook 06)"),
+     "gain up: without deer and horse none is shown. With the error from images, too, its interval is +0.07 to +1.19 (notebook 06)"),
     ("n", "ten runs an arm, no seeds known; 60 on subsets", "pairs that share the seed: as many as each claim declares",
      "none; the interval is narrower than without pairs"),
     ("estimate", "best of ten against best of ten", "mean of the pairs, last epoch", "published gain up"),
@@ -244,7 +244,7 @@ def _points(estimate: float, interval: tuple[float, float] = UNKNOWN) -> str:
     return f"{100 * estimate:+.2f}" + ("" if np.isnan(low) else f" [{100 * low:+.2f}, {100 * high:+.2f}]") + " points"
 
 
-def examine(claim: Claim, gains: pd.Series, complete: bool, p: float) -> dict[str, str]:
+def examine(claim: Claim, gains: pd.Series, of_size: bool, p: float) -> dict[str, str]:
     """The row of one claimed gain.
 
     Parameters
@@ -252,12 +252,13 @@ def examine(claim: Claim, gains: pd.Series, complete: bool, p: float) -> dict[st
     claim : Claim
     gains : Series
         Arm minus reference, a value a pair.
-    complete : bool
-        See `verdict`.
+    of_size : bool
+        Whether the runs are of the size that the claim is about.
     p : float
         After Holm's correction.
     """
     n, estimate, sd = len(gains), gains.mean(), gains.std()
+    complete, missing = of_size and n >= claim.declared, f" of {claim.declared}" * (n < claim.declared)
     margin = claim.published.mean / 2 if claim.published.mean > 0 else SMALLEST_GAIN
     test = stats.ttest_1samp(gains, 0) if n >= claim.declared else None
     interval, narrow = (test.confidence_interval(level) if test else UNKNOWN for level in (0.95, 0.9))
@@ -266,7 +267,7 @@ def examine(claim: Claim, gains: pd.Series, complete: bool, p: float) -> dict[st
         "the paper says": claim.says,
         "published": _points(claim.published.mean),
         "here": _points(estimate, interval) if n else "–",
-        "n": f"{n}" if n >= claim.declared else f"{n} of {claim.declared}",
+        "n": f"{n}" + (missing if of_size else ", not of the claim's size"),
         "verdict": verdict(complete, estimate, interval, narrow, p, low, margin),
         "notebook": claim.notebook,
     }
@@ -288,12 +289,10 @@ def _gain_rows(study: Study) -> dict[str, dict]:
     """The five claimed gains; their p-values are corrected together, and one that is not complete counts too."""
     pairs = {number: claim.pairs(study, claim) for number, claim in GAINS.items()}
     gains = {number: each[GAINS[number].arm] - each[GAINS[number].reference] for number, each in pairs.items()}
-    complete = {number: study.full_size and len(gains[number]) >= claim.declared for number, claim in GAINS.items()}
-    p = pd.Series([stats.ttest_1samp(gains[number], 0).pvalue if complete[number] else np.nan for number in GAINS])
-    return {
-        number: examine(claim, gains[number], complete[number], each)
-        for (number, claim), each in zip(GAINS.items(), statistics.holm(p), strict=True)
-    }
+    complete = [number for number, claim in GAINS.items() if study.full_size and len(gains[number]) >= claim.declared]
+    p = pd.Series({number: stats.ttest_1samp(gains[number], 0).pvalue for number in complete}).reindex([*GAINS])
+    corrected = zip(GAINS, statistics.holm(p), strict=True)
+    return {number: examine(GAINS[number], gains[number], study.full_size, each) for number, each in corrected}
 
 
 def _latency(study: Study) -> dict:

@@ -188,7 +188,8 @@ class Measurements:
     @property
     def machine(self) -> str:
         """The machine in words."""
-        return f"{machine_name(self.content['machine'])} ({self.content['machine']['device']})"
+        machine = self.content["machine"] | {"bfloat16": False}  # times are of float32
+        return f"{machine_name(machine)} ({machine['device']})"
 
     def __str__(self) -> str:
         return f"measured on {self.machine}, torch {self.content['versions']['torch']}; kept in {self.path.name}"

@@ -96,10 +96,9 @@ def in_short(study, *sentences: str) -> Markdown:
 
 def claimed(study, number: str) -> str:
     """A claim of the paper in one sentence: the verdict, what came out here, what is published."""
-    row = claims.ledger(study).loc[number]
+    row, gain = claims.ledger(study).loc[number], claims.GAINS.get(number)
     here = "nothing yet here" if row.here == "–" else f"{row.here} here" + f" (n = {row.n})" * (row.n != "–")
-    if row.verdict == "open" and row.here != "–" and not study.full_size:
-        here = f"{row.here} in the {study.profile.name} profile, which is not of the claim's size"
+    here = f"{gain.arm} minus {gain.reference}: {here}" if gain else here
     return f"{number}, {row['the paper says']}: **{row.verdict}**; {here}, published: {row.published}."
 
 
@@ -250,7 +249,7 @@ def gains(runs: pd.DataFrame, published: pd.Series, title: str) -> Figure:
     axis.set_title(f"{' '.join(title.split())}\ndiamond: mean{note}", fontsize=10)
     of_labels = table.groupby("label", sort=False).gain
     clear = [f"{name} {of.mean():+.2f}" for name, of in of_labels if np.prod(_interval(of)) > 0]
-    figure.suptitle(f"Arms whose 95 % interval leaves out 0: {', '.join(clear) or 'none'}")
+    figure.suptitle(f"Against Student, 95 % interval without 0: {', '.join(clear) or 'none'}")
     return figure
 
 
@@ -262,7 +261,7 @@ def surface(table: pd.DataFrame, x: str, y: str, baseline: float, marked: tuple[
     wide = table.pivot_table(index=y, columns=x, values="accuracy").sort_index(ascending=False)
     figure, axis = plt.subplots(figsize=(3 + 0.8 * wide.shape[1], 1.2 + 0.42 * wide.shape[0]))
     gain = 100 * (wide - baseline)
-    limit, label = max(gain.abs().to_numpy().max(), 0.1), {"label": "points against Student\nof the same seed"}
+    limit, label = max(gain.abs().to_numpy().max(), 0.1), {"label": "points against the mean of\nthe plain students"}
     sns.heatmap(gain, annot=True, fmt="+.1f", vmin=-limit, vmax=limit, cmap="vlag", ax=axis, cbar_kws=label)
     if marked[0] in wide.columns and marked[1] in wide.index:
         corner = wide.columns.get_loc(marked[0]), wide.index.get_loc(marked[1])
@@ -433,8 +432,9 @@ def compression_accuracy(sources: dict[str, pd.DataFrame]) -> Figure:
     sns.scatterplot(gain.reset_index(), y="gain", color=ARM_COLOURS["KD+IG"], ax=right, **look)
     right.axhline(0, color=ARM_COLOURS["Student"], lw=1.2)
     left.set(ylabel="test accuracy (%)", title="accuracy")
-    means = [f"{gain[name].mean():+.2f} ({name})" for name in sources if name.startswith("here")]
-    right.set(ylabel="points", title=f"KD+IG minus Student, mean:\n{', '.join(means)}")
+    ours = {name: gain[name].groupby("compression_factor").mean() for name in sources if name.startswith("here")}
+    means = [f"{each.mean():+.2f}, mean of {len(each)} factors ({name})" for name, each in ours.items()]
+    right.set(ylabel="points", title="\n".join(["KD+IG minus Student", *means]))
     for axis in (left, right):
         axis.set(xscale="log", xlabel="compression factor")
     left.legend(fontsize=8, loc="lower left")

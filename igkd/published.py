@@ -19,7 +19,7 @@ def table(name: str) -> pd.DataFrame:
     name : str
         Name of a file without ``.csv``. A column ``x_percent`` becomes the fraction ``x``.
     """
-    found = pd.read_csv(Path(__file__).with_name("published") / f"{name}.csv", dtype={"version": str})
+    found = pd.read_csv(Path(__file__).with_name("published") / f"{name}.csv", dtype={"version": str, "notebook": str})
     percent = found.columns[found.columns.str.endswith("_percent")]
     found[percent] /= 100
     if "metric" in found:  # the ImageNet subset: all in percent but Cohen's kappa

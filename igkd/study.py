@@ -238,10 +238,7 @@ class Study:
         """
         declared = {experiment for name in notebooks for experiment in NOTEBOOKS.get(name, ())}
         items = [item for experiment in ORDER if experiment in declared for item in experiment(self.plan)]
-        unique = {}
-        for item in items:
-            unique.setdefault(item.run.key, item)
-        return self.teacher_runs() + list(unique.values())
+        return self.teacher_runs() + _different(items)
 
     def teacher(self, key: str | None = None) -> Teacher:
         """The teacher of this key, by default the profile's own, which is trained first if need be."""
@@ -384,8 +381,8 @@ class Study:
         def on_time() -> bool:
             return self.has_images and time.time() < self.until
 
-        missing = [item for item in planned if self.store.find(item.run.key) is None]
-        failures, number = [], 0
+        different, failures, number = _different(planned), [], 0
+        missing = [item for item in different if self.store.find(item.run.key) is None]
         for number, (item, record) in enumerate(self._trained(missing, on_time), 1):
             name = describe(item)
             try:
@@ -405,7 +402,7 @@ class Study:
         if number < len(missing):
             need = "time" if self.has_images else "the images"
             self.log(
-                f"{len(planned) - len(missing) + number} of {len(planned)} runs are recorded, the others need {need}"
+                f"{len(different) - len(missing) + number} of {len(different)} runs are recorded, the others need {need}"
             )
         if failures:
             raise TrainingError(
@@ -596,6 +593,14 @@ def _stages(items: list[Planned]) -> list[list[Planned]]:
     kinds = [needed(item.run) for item in items]
     starts = [number for number, kind in enumerate(kinds) if kinds.index(kind) == number]
     return [items[start:end] for start, end in pairwise([*starts, None])]
+
+
+def _different(items: Iterable[Planned]) -> list[Planned]:
+    """Of those that are of one run, the first."""
+    first = {}
+    for item in items:
+        first.setdefault(item.run.key, item)
+    return list(first.values())
 
 
 def _end_with(parent: int) -> None:
