@@ -188,8 +188,8 @@ class Measurements:
     @property
     def machine(self) -> str:
         """The machine in words."""
-        machine = self.content["machine"] | {"bfloat16": False}  # times are of float32
-        return f"{machine_name(machine)} ({machine['device']})"
+        machine = self.content["machine"]
+        return f"{machine_name(machine | {'bfloat16': False})} ({machine['device']})"  # times are of float32
 
     def __str__(self) -> str:
         return f"measured on {self.machine}, torch {self.content['versions']['torch']}; kept in {self.path.name}"

@@ -116,18 +116,17 @@ def told(found) -> str:
 def answer(gains: pd.DataFrame, line: float) -> Figure:
     """Differences on one axis: a row of `gains` each (index: whose; `difference`, `low`, `high`; NaN: no interval)."""
     figure, axis = plt.subplots(figsize=(7, 0.9 + 0.4 * len(gains)))
-    for place, (name, row) in enumerate((100 * gains).iterrows()):
-        colour = ARM_COLOURS["KD+IG"] if name.startswith("here") else "0.45"
-        axis.plot([row.low, row.high], [place, place], color=colour)
-        axis.plot(row.difference, place, "o", color=colour)
-        axis.annotate(
-            f"{row.difference:+.2f}", (row.difference, place), (0, 5), textcoords="offset points", ha="center"
-        )
+    points, places = 100 * gains, range(len(gains))
+    colours = [ARM_COLOURS["KD+IG"] if name.startswith("here") else "0.45" for name in gains.index]
+    axis.hlines(places, points.low, points.high, colors=colours)
+    axis.scatter(points.difference, places, c=colours)
+    for at in zip(points.difference, places):
+        axis.annotate(f"{at[0]:+.2f}", at, (0, 5), textcoords="offset points", ha="center")
     axis.axvline(0, color="0.2", linewidth=1)
     axis.axvline(100 * line, color="0.45", linestyle=":")
-    axis.set(yticks=range(len(gains)), yticklabels=gains.index, ylim=(len(gains) - 0.4, -0.8))
+    axis.set(yticks=places, yticklabels=gains.index, ylim=(len(gains) - 0.4, -0.8))
     axis.set(xlabel="KD+IG minus Student (percentage points)", xmargin=0.1)
-    figure.suptitle(f"Published: {100 * line:+.2f} points; same constants here: {100 * gains.difference.iloc[-1]:+.2f}")
+    figure.suptitle(f"Published: {100 * line:+.2f} points; same constants here: {points.difference.iloc[-1]:+.2f}")
     return figure
 
 
