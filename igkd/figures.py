@@ -555,7 +555,7 @@ def robustness(table: pd.DataFrame, found: pd.DataFrame) -> Figure:
     look = {"hue": "arm", "palette": ARM_COLOURS, "hue_order": [arm for arm in ARM_COLOURS if arm in set(table.arm)]}
     look |= {"errorbar": None, "linestyle": "none", "dodge": 0.5, "markersize": 5}
     sns.pointplot(table.assign(percent=100 * table.accuracy), x="condition", y="percent", ax=left, **look)
-    left.set(xlabel="", ylabel="accuracy (%)", title=f"means of an arm, n = {table.seed.nunique()} seeds")
+    left.set(xlabel="", ylabel="accuracy (%)", title=f"means of an arm, n = {table.seed.nunique()}")
     for offset, (arm, rows) in zip((-0.12, 0.12), found.groupby("arm", sort=False), strict=True):
         at, label = np.arange(len(rows)) + offset, f"{arm} minus {rows.reference.iloc[0]}"
         right.plot(at, 100 * rows.difference, "o", color=ARM_COLOURS[arm], label=label)
