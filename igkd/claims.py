@@ -258,7 +258,7 @@ def examine(claim: Claim, gains: pd.Series, of_size: bool, p: float) -> dict[str
         After Holm's correction.
     """
     n, estimate, sd = len(gains), gains.mean(), gains.std()
-    complete, missing = of_size and n >= claim.declared, f" of {claim.declared}" * (n < claim.declared)
+    complete = of_size and n >= claim.declared
     margin = claim.published.mean / 2 if claim.published.mean > 0 else SMALLEST_GAIN
     test = stats.ttest_1samp(gains, 0) if n >= claim.declared else None
     interval, narrow = (test.confidence_interval(level) if test else UNKNOWN for level in (0.95, 0.9))
@@ -267,7 +267,7 @@ def examine(claim: Claim, gains: pd.Series, of_size: bool, p: float) -> dict[str
         "the paper says": claim.says,
         "published": _points(claim.published.mean),
         "here": _points(estimate, interval) if n else "–",
-        "n": f"{n}" + (missing if of_size else ", not of the claim's size"),
+        "n": f"{n}" if complete else f"{n} of {claim.declared}" if of_size else f"{n}, not of the claim's size",
         "verdict": verdict(complete, estimate, interval, narrow, p, low, margin),
         "notebook": claim.notebook,
     }
@@ -289,8 +289,8 @@ def _gain_rows(study: Study) -> dict[str, dict]:
     """The five claimed gains; their p-values are corrected together, and one that is not complete counts too."""
     pairs = {number: claim.pairs(study, claim) for number, claim in GAINS.items()}
     gains = {number: each[GAINS[number].arm] - each[GAINS[number].reference] for number, each in pairs.items()}
-    complete = [number for number, claim in GAINS.items() if study.full_size and len(gains[number]) >= claim.declared]
-    p = pd.Series({number: stats.ttest_1samp(gains[number], 0).pvalue for number in complete}).reindex([*GAINS])
+    tested = [number for number, claim in GAINS.items() if len(gains[number]) >= claim.declared]
+    p = pd.Series({number: stats.ttest_1samp(gains[number], 0).pvalue for number in tested}).reindex([*GAINS])
     corrected = zip(GAINS, statistics.holm(p), strict=True)
     return {number: examine(GAINS[number], gains[number], study.full_size, each) for number, each in corrected}
 
