@@ -99,13 +99,15 @@ def claimed(study, number: str) -> str:
     row, gain = claims.ledger(study).loc[number], claims.GAINS.get(number)
     here = "nothing yet here" if row.here == "–" else f"{row.here} here" + f" (n = {row.n})" * (row.n != "–")
     here = f"{gain.arm} minus {gain.reference}: {here}" if gain else here
-    return f"{number}, {row['the paper says']}: **{row.verdict}**; {here}, published: {row.published}."
+    bold = "**" * (row.verdict != "open")
+    return f"{number}, {row['the paper says']}: {bold}{row.verdict}{bold}; {here}, published: {row.published}."
 
 
 def told(found) -> str:
     """A row of `igkd.statistics.compare` in one sentence; with its interval from four pairs on."""
-    said = f"{found.arm} minus {found.reference} is **{100 * found.difference:+.2f} points**"
-    if not (found.n >= LEAST_SHOWN and found.p_holm >= 0):
+    enough = found.n >= LEAST_SHOWN and found.p_holm >= 0
+    said = f"{found.arm} minus {found.reference} is {100 * found.difference:+.2f} points"
+    if not enough:
         return f"{said} (n = {found.n}; no interval before more pairs are there)."
     word = "gain" if found.difference > 0 else "loss"
     word = f"a clear {word}" if found.p_holm < 0.05 else f"a {word} that is not clear after Holm's correction"
