@@ -33,6 +33,7 @@ C2 is about a ratio of times: **reproduced** if its interval reaches half the pu
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -187,34 +188,10 @@ GAINS = {
                 PUBLISHED["C6"], 10, "06", experiments.factorial, on_imagenet),
 }  # fmt: skip
 
-#: The last column says in which direction a difference may push the accuracy or the gain.
-DIFFERENCES_FROM_THE_PAPER = pd.DataFrame([
-    ("images", "50,000 to train on; the official 10,000 test images",
-     "the official training images: 40,000 to train on, 10,000 to test on", "accuracy down, in all arms"),
-    ("teacher", "public network, 93.91 %, 2.7 points above the mean Student", "the same architecture, trained here on the"
-     " 40,000 images (notebook 01): 93.30 %, 3.1 points above", "not known: weaker, but farther ahead of its students"),
-    ("recipe and epochs", RECIPES["paper"].name, f"{RECIPES['fast'].name}; for 85 % of the steps images and overlays are"
-     " scaled down to 16 or 20 pixels", "gain down: Student fits only 93 % of its images, and maps are coarse"),
-    ("selection", "constants chosen on the test images", "the paper's constants; recipe by Student's accuracy on held-out"
-     " images; the teacher's changed once more after its test accuracy was known (log)", "ours down, published up"),
-    ("signals", "each image's own; the released code, read as it stands, gives another image's, and which of the two the"
-     " published runs had is not known", "each image's own (as released: notebook 08)", "not known"),
-    ("maps", "50 integration steps", f"{experiments.PROFILES['paper'].n_steps} integration steps (notebook 02)",
-     "not known; with 4,000 images 50 steps minus 8 are -0.37 points [-1.53, +0.80] (5 pairs)"),
-    ("images of C6", "ImageNet's validation images of 105 synsets, eight classes, those that the teacher gets right; one"
-     " network of each arm", "5,230 images, about 525 in each of ten classes, deer and horse too, from a file that does not"
-     " name synsets; whether or not the teacher gets them right", "gain up: on the published eight classes the same rules"
-     " say no gain (notebook 06). With the error from images, too, the interval of the ten is +0.07 to +1.19"),
-    ("times of C2", "by the released code single calls, on an Apple GPU where there is one; Table 8 names batches of 64",
-     "steady state on two processor cores, one image a call; the 20 rounds are of one measurement. A second gave 1.34, 64"
-     " images a call 1.24", "not known"),
-    ("n", "ten runs an arm, no seeds known; 60 on subsets", "pairs that share the seed: as many as each claim declares",
-     "none; sharing seeds did not narrow C1's interval: +-0.21 points in pairs, +-0.17 without"),
-    ("estimate", "best of ten against best of ten", "mean of the pairs, last epoch", "published gain up"),
-    ("known beforehand, C1", "", "three pairs with the first edition's teacher and recipe: -0.36, -0.39, -0.23 points",
-     "none: they are not pooled"),
-    ("known beforehand, C5", "", "five pairs at 1122x, first edition: mean -0.62 points", "none: they are not pooled"),
-], columns=["aspect", "paper", "here", "may push"])  # fmt: skip
+
+def differences() -> pd.DataFrame:
+    """Where this study differs from the paper, and in which direction that may push the accuracy or the gain."""
+    return pd.read_csv(Path(__file__).with_name("differences.csv"), keep_default_na=False)
 
 
 def verdict(complete: bool, estimate: float, interval, narrow, p: float, predicted: float, margin: float) -> str:
@@ -353,7 +330,7 @@ def write_ledger(study: Study) -> pd.DataFrame:
     claims = ledger(study)
     parts = {f"Claims, profile {study.profile.name}: {study.describe_data()}": claims.reset_index()}
     if study.full_size and not study.own_images:
-        parts["Where this study differs from the paper"] = DIFFERENCES_FROM_THE_PAPER
+        parts["Where this study differs from the paper"] = differences()
     parts |= {
         "Published statistics, computed anew from published data": published.recomputed().astype(object).fillna("–"),
         "Figures and tables of the paper": published.table("figures").astype(object).fillna("–"),
