@@ -430,7 +430,8 @@ def compression_accuracy(sources: dict[str, pd.DataFrame]) -> Figure:
     sns.scatterplot(table, y="percent", hue="arm", palette=ARM_COLOURS, hue_order=["Student", "KD+IG"], ax=left, **look)
     index = ["source", "compression_factor", "seed"]
     gain = table.pivot(index=index, columns="arm", values="accuracy").eval("100 * (`KD+IG` - Student)").rename("gain")
-    sns.scatterplot(gain.reset_index(), y="gain", color=ARM_COLOURS["KD+IG"], ax=right, **look)
+    colours = {name: ARM_COLOURS["KD+IG"] if name.startswith("here") else "0.45" for name in sources}
+    sns.scatterplot(gain.reset_index(), y="gain", hue="source", palette=colours, ax=right, **look)
     right.axhline(0, color=ARM_COLOURS["Student"], lw=1.2)
     left.set(ylabel="test accuracy (%)", title="accuracy")
     ours = {name: gain[name].groupby("compression_factor").mean() for name in sources if name.startswith("here")}
