@@ -8,7 +8,6 @@ on where an earlier one stopped. Exit codes: 0 all went well, 1 something failed
 
 import argparse
 import ast
-import json
 import os
 import re
 import shutil
@@ -32,21 +31,17 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = OneLineParser(prog="run_all.py", description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n", 1)[1])
     parser.add_argument("--profile", default="demo", metavar="demo|laptop|paper", help="how large (default: demo)")
-    parser.add_argument(
-        "--only", nargs="+", metavar="NN", help="only these notebooks, by number or name: 01 03_distillation"
-    )
+    parser.add_argument("--only", nargs="+", metavar="NN", help="only these notebooks: 01, or by name: 03_distillation")
     parser.add_argument("--data", default="", help="CIFAR-10 or your own images: a folder, an .npz file, or 'download'")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: one a processor core; a GPU: 1)")
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="train here (default) or with Ray")
     parser.add_argument("--address", metavar="HOST:PORT", help="of the head of a Ray cluster (default: start one here)")
-    parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter of the notebooks"
-    )
+    pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
+    parser.add_argument("-p", **pair, action="append", default=[], help="a parameter of the notebooks")
     parser.add_argument("--force", action="store_true", help="forget what is recorded of the notebooks, train it again")
     parser.add_argument("--budget", type=seconds, metavar="9m", help="start no run after 90s, 9m or 1h")
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--list", action="store_true", help="list the notebooks")
     action.add_argument("--plan", action="store_true", help="what is recorded, and how long the rest takes")
     action.add_argument("--runs-only", action="store_true", help="train what is missing, without notebooks")
     action.add_argument("--verify", type=int, metavar="N", help="train N recorded runs again and compare")
@@ -55,7 +50,7 @@ def arguments() -> argparse.Namespace:
     for name in ("jobs", "verify"):
         if (given := getattr(options, name)) is not None and given < 1:
             parser.error(f"--{name} is {given}; give 1 or more")
-    looks = options.list or options.plan or options.publish or options.verify
+    looks = options.plan or options.publish or options.verify
     if looks and (options.force or options.p or options.budget is not None or options.engine == "ray"):
         parser.error("--force, -p, --budget and --engine go with training")
     if named := [name for name, _ in options.p if name in ("profile", "data", "device")]:
@@ -81,10 +76,6 @@ def main() -> int:
     if unknown := [number for number in only if number not in numbers]:
         raise InputError(f"there is no notebook {', '.join(unknown)}; there are {', '.join(numbers)}")
     notebooks = [path for path in notebooks if path.name[:2] in only]
-    if options.list:
-        for path in notebooks:
-            print(f"{path.stem:<25} {''.join(json.loads(path.read_text())['cells'][0]['source']).splitlines()[0]}")
-        return 0
     if options.data not in ("", "download", "digits"):  # means the same in every folder
         options.data = os.path.realpath(os.path.expanduser(options.data))
     for name in ("IGKD_DATA", "IGKD_IMAGENET"):

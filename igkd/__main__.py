@@ -21,28 +21,19 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     evaluation = commands.add_parser("evaluate", help="accuracy, balanced accuracy, Cohen's kappa, accuracy per class")
     export = commands.add_parser("export", help="write a network as ONNX and compare it with PyTorch")
+    needed, file = {"required": True}, {"required": True, "metavar": "FILE"}
+    standardised = "how images in [0, 1] are standardised for weights that do not say so themselves "
+    standardised += "(default: none, as the paper's students; its teacher takes cifar10)"
     for command in (evaluation, export):
-        command.add_argument(
-            "--weights",
-            required=True,
-            metavar="FILE",
-            help="our .safetensors, or a released checkpoint (a PyTorch state_dict)",
-        )
-        command.add_argument(
-            "--data", required=True, help="CIFAR-10 or your own images: a folder or an .npz file; or 'digits'"
-        )
-        command.add_argument(
-            "--normalize",
-            choices=("none", "cifar10"),
-            help="how images in [0, 1] are standardised for weights that do not say so themselves "
-            "(default: none, as the paper's students; its teacher takes cifar10)",
-        )
+        command.add_argument("--weights", **file, help="our .safetensors, or a released checkpoint (a state_dict)")
+        command.add_argument("--data", **needed, help="CIFAR-10 or your own images: a folder or an .npz; or 'digits'")
+        command.add_argument("--normalize", choices=("none", "cifar10"), help=standardised)
     evaluation.add_argument("--device", default="auto")
-    export.add_argument("--onnx", dest="path", required=True, metavar="FILE", help="where to write it")
+    export.add_argument("--onnx", dest="path", **file, help="where to write it")
     export.add_argument("--int8", action="store_true", help="quantise to 8 bits, with ranges from training images")
     cut = commands.add_parser("cut", help="write the cut of CIFAR-10's training images that the records are of")
-    cut.add_argument("--data", required=True, help="the official files: the folder they are in, or 'download'")
-    cut.add_argument("--npz", dest="path", required=True, metavar="FILE", help="where to write it")
+    cut.add_argument("--data", **needed, help="the official files: the folder they are in, or 'download'")
+    cut.add_argument("--npz", dest="path", **file, help="where to write it")
     return parser.parse_args(arguments)
 
 
@@ -69,9 +60,7 @@ def read(weights: str, data: str, normalize: str | None, test_alone: bool = True
     model = load_weights(weights, images.num_classes, asked)
     # Weights that carry a standardisation keep it whatever was asked for.
     if asked and not np.allclose(np.stack([model.mean.flatten(), model.std.flatten()]), asked):
-        raise InputError(
-            f"{weights} carries its own standardisation ({_standardisation(model)}); leave out --normalize"
-        )
+        raise InputError(f"{weights} has its own standardisation ({_standardisation(model)}); leave out --normalize")
     return model, images
 
 

@@ -238,10 +238,8 @@ def move_attention(
     cell = max(1, round((size[0] * size[1] / maps.shape[1]) ** 0.5))
     h, w = size[0] // cell, size[1] // cell
     if (h * cell, w * cell, h * w) != (*size, maps.shape[1]):
-        raise InputError(
-            f"attention maps of {maps.shape[1]} cells do not divide images of {size[0]}x{size[1]} pixels into squares; "
-            "give images whose height and width are multiples of 8"
-        )
+        given = f"attention maps of {maps.shape[1]} cells, images of {size[0]}x{size[1]} pixels: these are no squares"
+        raise InputError(f"{given}; give images whose height and width are multiples of 8")
     spread = maps[rows].float().view(-1, h, w).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
     index = torch.arange(len(rows), device=maps.device)
     moved = crop_mirror(pad(spread, padding), index, drawn, size)

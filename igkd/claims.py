@@ -189,11 +189,6 @@ GAINS = {
 }  # fmt: skip
 
 
-def differences() -> pd.DataFrame:
-    """Where this study differs from the paper, and in which direction that may push the accuracy or the gain."""
-    return pd.read_csv(Path(__file__).with_name("differences.csv"), keep_default_na=False)
-
-
 def verdict(complete: bool, estimate: float, interval, narrow, p: float, predicted: float, margin: float) -> str:
     """The verdict on a claimed gain, by the rules at the top of this module; all numbers in one unit.
 
@@ -330,7 +325,8 @@ def write_ledger(study: Study) -> pd.DataFrame:
     claims = ledger(study)
     parts = {f"Claims, profile {study.profile.name}: {study.describe_data()}": claims.reset_index()}
     if study.full_size and not study.own_images:
-        parts["Where this study differs from the paper"] = differences()
+        differences = pd.read_csv(Path(__file__).with_name("differences.csv"), keep_default_na=False)
+        parts["Where this study differs from the paper"] = differences
     parts |= {
         "Published statistics, computed anew from published data": published.recomputed().astype(object).fillna("–"),
         "Figures and tables of the paper": published.table("figures").astype(object).fillna("–"),

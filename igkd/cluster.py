@@ -58,9 +58,8 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else here))
     except (OSError, ValueError, OverflowError, RayError) as error:
-        raise InputError(
-            f"no Ray cluster at {address or 'local'} ({first_line(error)}); give HOST:PORT of its head"
-        ) from error
+        what = f"no Ray cluster at {address or 'local'} ({first_line(error)})"
+        raise InputError(f"{what}; give HOST:PORT of its head") from error
     before, study.train_all = study.train_all, lambda *given: _train_all(study, *given)
     try:
         yield

@@ -127,10 +127,8 @@ def _median(values: pd.Series) -> tuple[float, float, float]:
     return float(np.median(values)), float(interval.low), float(interval.high)
 
 
-def steady_state(
-    networks: Sequence[Architecture], rounds: dict[int, int], device: str = "cpu", size: tuple[int, int] = (32, 32)
-) -> pd.DataFrame:
-    """Latency of networks with fresh weights in PyTorch, float32: what they hold does not change their time.
+def steady_state(networks: Sequence[Architecture], rounds: dict[int, int], device: str = "cpu") -> pd.DataFrame:
+    """Latency of networks with fresh weights in PyTorch, float32, 32x32 pixels: what weights hold does not change it.
 
     Parameters
     ----------
@@ -139,8 +137,6 @@ def steady_state(
     rounds : dict
         Batch size -> measured rounds, at least 6; see `latency`.
     device : str
-    size : (H, W)
-        Of the images, pixels.
 
     Returns
     -------
@@ -151,7 +147,7 @@ def steady_state(
     models = {each: build(each, 10, None, torch.Generator().manual_seed(0)).to(device) for each in networks}
     tables = []
     for batch_size, repetitions in rounds.items():
-        batch = torch.rand(batch_size, 3, *size, generator=torch.Generator().manual_seed(0))
+        batch = torch.rand(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         table = latency({each: forward_call(model, batch) for each, model in models.items()}, repetitions, warm_up=3)
         of = [{"blocks_removed": network.blocks_removed, "batch_size": batch_size} for network in models]
         tables.append(pd.DataFrame(of).join(table.reset_index(drop=True)))
@@ -232,18 +228,16 @@ def first_calls(orders: dict[str, tuple[int, ...]], rounds: int = 3) -> pd.DataF
     rows = []
     for number, (name, cuts) in product(range(rounds), orders.items()):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            rows += [
-                (name, number, cut, 1e3 * each) for cut, each in zip(cuts, fresh.submit(_call_each, cuts).result())
-            ]
+            rows += [(name, number, *each) for each in zip(cuts, fresh.submit(_call_each, cuts).result())]
     return pd.DataFrame(rows, columns=["order", "round", "blocks_removed", "milliseconds"])
 
 
 def _call_each(cuts: tuple[int, ...]) -> list[float]:
-    """Seconds of one call of each network in this process."""
+    """Milliseconds of one call of each network in this process."""
     models = [MobileNetV2(10, cut).eval() for cut in cuts]
     image = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
-        return [_seconds(partial(model, image)) for model in models]
+        return [1e3 * _seconds(partial(model, image)) for model in models]
 
 
 def export_onnx(model: MobileNetV2, path: Path, images: np.ndarray) -> float:

@@ -50,12 +50,13 @@ class Compute:
 
     def describe(self) -> dict:
         """What a record keeps about the machine."""
-        name = _processor("model name") or platform.processor() or platform.machine()
+        cpu = _cpuinfo()
+        name = cpu.get("model name") or platform.processor() or platform.machine()
         described = asdict(self) | {"name": name, "threads": torch.get_num_threads()}
         if self.device.startswith("cuda"):
             return described | {"name": torch.cuda.get_device_name(self.device)}
         # Clouds sell processors of several generations, which differ in the last digits, under one name.
-        generation = [f"{field} {value}" for field in CPU_GENERATION if (value := _processor(field))]
+        generation = [f"{field} {cpu[field]}" for field in CPU_GENERATION if cpu.get(field)]
         return described | ({"generation": ", ".join(generation)} if generation else {})
 
 
@@ -127,19 +128,15 @@ def _keep_freed_memory() -> None:
             mallopt(option, value)
 
 
-CPUINFO = Path("/proc/cpuinfo")
-#: Its fields that tell x86 processors apart; models of one family may differ in their instructions.
+#: Fields of /proc/cpuinfo that tell x86 processors apart; models of one family may differ in their instructions.
 CPU_GENERATION = ("cpu family", "model", "stepping")
 
 
-def _processor(field: str) -> str | None:
-    """What Linux says of the processor, on x86."""
-    try:
-        with CPUINFO.open() as lines:
-            fields = (line.split(":", 1) for line in lines if ":" in line)
-            return next(value.strip() for name, value in fields if name.strip() == field)
-    except (OSError, StopIteration):
-        return None
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor."""
+    path = Path("/proc/cpuinfo")
+    first = path.read_text().partition("\n\n")[0] if path.exists() else ""
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
 
 
 class _StridedDepthwise(torch.autograd.Function):
@@ -183,11 +180,6 @@ class StridedDepthwiseConv2d(nn.Conv2d):
 
 
 def _replace_strided_depthwise(model: nn.Module) -> None:
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.Conv2d and child.groups == child.in_channels and child.stride == (2, 2):
-                fast = StridedDepthwiseConv2d(
-                    child.in_channels, child.out_channels, 3, 2, 1, groups=child.groups, bias=False
-                )
-                fast.weight = child.weight
-                setattr(parent, name, fast)
+    for module in model.modules():
+        if type(module) is nn.Conv2d and module.groups == module.in_channels and module.stride == (2, 2):
+            module.__class__ = StridedDepthwiseConv2d  # which has the same weight, and only another gradient

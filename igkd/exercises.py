@@ -221,19 +221,16 @@ def _kd_loss(answer):
     student, teacher, temperature = 2 * _normal(0, 6, 5), 2 * _normal(1, 6, 5), 3.0
     soft_student, p = student / temperature, (teacher / temperature).softmax(1)
     truth, squared = distillation_loss(student, teacher, temperature), temperature**2
+    weak, hard = (truth / squared, truth / temperature), squared * distillation_loss(student, teacher, 1.0)
     cross_entropy = -(p * soft_student.log_softmax(1)).sum(1).mean()
     raw = [F.kl_div(soft_student, p, reduction="batchmean"), -(p * soft_student).sum(1).mean()]
     raw += [-(teacher / temperature * soft_student.log_softmax(1)).sum(1).mean()]
     hints = {
-        "its gradient shrinks as the temperature grows; which factor makes up for that?": (
-            truth / squared,
-            truth / temperature,
-        ),
+        "its gradient shrinks as the temperature grows; which factor makes up for that?": weak,
         "whose probabilities weigh the logarithms?": distillation_loss(teacher, student, temperature),
         "the mean is over images and classes; a divergence is a sum over classes": truth / student.shape[1],
         "the loss of a batch is the mean over its images": truth * len(student),
-        "the temperature divides the logits of both before the softmax": distillation_loss(student, teacher, 1.0)
-        * squared,
+        "the temperature divides the logits of both before the softmax": hard,
         "that is a cross-entropy; it is not 0 where student and teacher agree": squared * cross_entropy,
         NO_FACTOR: cross_entropy,
         NO_SOFTMAX: (*raw, *(squared * value for value in raw), np.nan),

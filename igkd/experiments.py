@@ -12,23 +12,11 @@ from igkd.models import BLOCKS_REMOVED
 from igkd.runs import ARMS, RECIPES, Architecture, Method, Recipe, Run, SignalSpec, Subset
 
 
-@dataclass(frozen=True)
-class Search:
-    """What is tried on the validation split, one ingredient at a time.
-
-    Attributes
-    ----------
-    alphas, temperatures : tuple of float
-        Of distillation, each with each.
-    overlay_probs : tuple of float
-    gammas : tuple of float
-        Weights of attention transfer.
-    """
-
-    alphas: tuple[float, ...]
-    temperatures: tuple[float, ...]
-    overlay_probs: tuple[float, ...]
-    gammas: tuple[float, ...]
+def one_at_a_time(alphas, temperatures, overlay_probs, gammas) -> tuple[tuple[str, Method], ...]:
+    """Arms with the constants to try on the validation split: one ingredient at a time, KD's two each with each."""
+    kd = [("KD", Method(alpha=alpha, temperature=t)) for alpha in alphas for t in temperatures]
+    ig = [("IG", Method(overlay_prob=p)) for p in overlay_probs]
+    return (*kd, *ig, *(("AT", Method(gamma=gamma)) for gamma in gammas))
 
 
 @dataclass(frozen=True)
@@ -63,91 +51,73 @@ class Profile:
     num_recipe_seeds : int
     other_n_steps : int or None
         Integration steps with which `n_steps` are compared.
-    search : Search or None
+    search : tuple of (arm, Method)
+        What is tried on the validation split, see `one_at_a_time`.
     tuned : Method or None
         The constants that the search chose, by validation accuracy.
     """
 
     name: str
-    dataset: str
     take: tuple[int, int] | None
-    teacher: Recipe | None
-    blocks_removed: int
     recipe: Recipe
-    n_steps: int
     num_pairs: int
-    num_seeds: int
     num_subsets: int
-    sweep: tuple[int, ...]
-    num_sweep_seeds: int
-    recipe_cut: int
-    num_recipe_seeds: int
+    dataset: str = "cifar10"
+    teacher: Recipe | None = None
+    blocks_removed: int = 5
+    n_steps: int = 8  # the paper's 50 take six times as long; notebook 02 asks whether a student notices
+    num_seeds: int = 5
+    sweep: tuple[int, ...] = BLOCKS_REMOVED[::-1]
+    num_sweep_seeds: int = 1
+    recipe_cut: int = 5
+    num_recipe_seeds: int = 0
     other_n_steps: int | None = None
-    search: Search | None = None
+    search: tuple[tuple[str, Method], ...] = ()
     tuned: Method | None = None
 
 
 #: What the search of the laptop profile chose; of equal points the first.
 CHOSEN = Method(alpha=0.5, temperature=4.0, overlay_prob=0.25, gamma=1000.0)
 PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile(
-            "demo",
-            "digits",
-            (480, 450),
-            teacher=RECIPES["demo"],
-            blocks_removed=15,
-            recipe=RECIPES["demo"],
-            n_steps=8,
-            num_pairs=3,
-            num_seeds=3,
-            num_subsets=4,
-            sweep=(17, 15, 13),
-            num_sweep_seeds=1,
-            recipe_cut=15,
-            num_recipe_seeds=0,
-            other_n_steps=2,
-            search=Search((0.01, 0.5, 0.9), (1.0, 4.0), (0.1, 0.5), (0.8, 1000.0)),
-            tuned=Method(alpha=0.9, temperature=4.0, overlay_prob=0.1),
-        ),
-        Profile(
-            "laptop",
-            "cifar10",
-            (4000, 10_000),
-            teacher=None,
-            blocks_removed=5,
-            recipe=RECIPES["laptop"],
-            n_steps=8,
-            num_pairs=5,
-            num_seeds=5,
-            num_subsets=5,
-            sweep=BLOCKS_REMOVED[::-1],
-            num_sweep_seeds=1,
-            recipe_cut=5,
-            num_recipe_seeds=5,
-            other_n_steps=50,
-            search=Search((0.01, 0.1, 0.5, 0.9), (1.0, 2.5, 4.0), (0.1, 0.25, 0.5), (0.8, 30.0, 1000.0)),
-            tuned=CHOSEN,
-        ),
-        Profile(
-            "paper",
-            "cifar10",
-            None,
-            teacher=RECIPES["teacher"],
-            blocks_removed=5,
-            recipe=RECIPES["fast"],
-            n_steps=8,  # the paper's 50 take six times as long; notebook 02 asks whether a student notices
-            num_pairs=10,
-            num_seeds=5,
-            num_subsets=10,
-            sweep=BLOCKS_REMOVED[::-1],
-            num_sweep_seeds=2,
-            recipe_cut=15,
-            num_recipe_seeds=3,
-            tuned=CHOSEN,
-        ),
-    )
+    "demo": Profile(
+        "demo",
+        take=(480, 450),
+        recipe=RECIPES["demo"],
+        num_pairs=3,
+        num_subsets=4,
+        dataset="digits",
+        teacher=RECIPES["demo"],
+        blocks_removed=15,
+        num_seeds=3,
+        sweep=(17, 15, 13),
+        recipe_cut=15,
+        other_n_steps=2,
+        search=one_at_a_time((0.01, 0.5, 0.9), (1.0, 4.0), (0.1, 0.5), (0.8, 1000.0)),
+        tuned=Method(alpha=0.9, temperature=4.0, overlay_prob=0.1),
+    ),
+    "laptop": Profile(
+        "laptop",
+        take=(4000, 10_000),
+        recipe=RECIPES["laptop"],
+        num_pairs=5,
+        num_subsets=5,
+        num_recipe_seeds=5,
+        other_n_steps=50,
+        search=one_at_a_time((0.01, 0.1, 0.5, 0.9), (1.0, 2.5, 4.0), (0.1, 0.25, 0.5), (0.8, 30.0, 1000.0)),
+        tuned=CHOSEN,
+    ),
+    "paper": Profile(
+        "paper",
+        take=None,
+        recipe=RECIPES["fast"],
+        num_pairs=10,
+        num_subsets=10,
+        teacher=RECIPES["teacher"],
+        num_sweep_seeds=2,
+        recipe_cut=15,
+        num_recipe_seeds=3,
+        tuned=CHOSEN,
+    ),
 }
 SEARCHED = ("alpha", "temperature", "overlay_prob", "gamma")
 VALIDATION = Subset(validation=0.2)  # the training images without those on which constants are chosen
@@ -218,6 +188,11 @@ def _item(plan: Plan, experiment: str, name: str, seed: int, labels=None, method
     return Planned(experiment, {"arm": name} | (labels or {}) | {"seed": seed}, run)
 
 
+def _pair(plan: Plan, experiment: str, seed: int, labels=None, **changes) -> list[Planned]:
+    """One seed of the plain student and of the paper's method; the arguments are those of `_item`."""
+    return [_item(plan, experiment, name, seed, labels, **changes) for name in ("Student", "KD+IG")]
+
+
 def _arms(plan: Plan, names, seeds) -> list[Planned]:
     return [_item(plan, "arms", name, seed) for seed in seeds for name in names]
 
@@ -261,21 +236,14 @@ def controls(plan: Plan) -> list[Planned]:
 
 def monte_carlo(plan: Plan) -> list[Planned]:
     """Two arms on stratified random 80 % of the training images; arms with the same seed share the subset."""
-    return [
-        _item(plan, "monte_carlo", name, seed, subset=Subset(0.8, seed))
-        for seed in range(plan.profile.num_subsets)
-        for name in ("Student", "KD+IG")
-    ]
+    seeds = range(plan.profile.num_subsets)
+    return [item for seed in seeds for item in _pair(plan, "monte_carlo", seed, subset=Subset(0.8, seed))]
 
 
 def sweep(plan: Plan) -> list[Planned]:
     """Networks of several sizes; one seed of all before the next seed, cheap networks first."""
-    return [
-        _item(plan, "sweep", name, seed, {"blocks_removed": cut}, blocks_removed=cut)
-        for seed in range(plan.profile.num_sweep_seeds)
-        for cut in plan.profile.sweep
-        for name in ("Student", "KD+IG")
-    ]
+    of = [(seed, {"blocks_removed": cut}) for seed in range(plan.profile.num_sweep_seeds) for cut in plan.profile.sweep]
+    return [item for seed, cut in of for item in _pair(plan, "sweep", seed, cut, **cut)]
 
 
 def steps(plan: Plan) -> list[Planned]:
@@ -293,19 +261,11 @@ def search(plan: Plan) -> list[Planned]:
 
     The plain student has more seeds, because the gains of all points are taken from it.
     """
-    grid = plan.profile.search
-    if grid is None:
-        return []
-    points = [("Student", Method(), seed) for seed in range(plan.profile.num_seeds)]
-    points += [("KD", Method(alpha=alpha, temperature=t), 0) for alpha in grid.alphas for t in grid.temperatures]
-    points += [("IG", Method(overlay_prob=p), 0) for p in grid.overlay_probs]
-    points += [("AT", Method(gamma=gamma), 0) for gamma in grid.gammas]
+    points = [(*point, 0) for point in plan.profile.search]
+    points[:0] = [("Student", Method(), seed) for seed in range(plan.profile.num_seeds if points else 0)]
+    of = {"subset": VALIDATION, "split": "validation"}
     return [
-        Planned(
-            "search",
-            {"arm": name, "seed": seed} | {constant: getattr(m, constant) for constant in SEARCHED},
-            plan.student(m, seed, subset=VALIDATION, split="validation"),
-        )
+        _item(plan, "search", name, seed, {constant: getattr(m, constant) for constant in SEARCHED}, m, **of)
         for name, m, seed in points
     ]
 
@@ -326,11 +286,8 @@ def tuned(plan: Plan) -> list[Planned]:
 
 def paper_recipe(plan: Plan) -> list[Planned]:
     """The plain student and the paper's method with the paper's 100 epochs of Adam."""
-    return [
-        _item(plan, "paper_recipe", name, seed, recipe=RECIPES["paper"], blocks_removed=plan.profile.recipe_cut)
-        for seed in range(plan.profile.num_recipe_seeds)
-        for name in ("Student", "KD+IG")
-    ]
+    seeds, of = range(plan.profile.num_recipe_seeds), {"blocks_removed": plan.profile.recipe_cut}
+    return [item for seed in seeds for item in _pair(plan, "paper_recipe", seed, recipe=RECIPES["paper"], **of)]
 
 
 def shown(plan: Plan) -> list[Planned]:

@@ -126,9 +126,9 @@ class ImageSet:
             If there are fewer images, or a class would get none.
         """
         if n_train > self.n_train or n_test > self.n_test:
+            found = f"{self.n_train:,} training and {self.n_test:,} test images, not {n_train:,} and {n_test:,}"
             raise InputError(
-                f"there are {self.n_train:,} training and {self.n_test:,} test images, fewer than the {n_train:,} and "
-                f"{n_test:,} that this profile takes; for images of your own there is --profile paper"
+                f"there are {found} as this profile takes; for images of your own there is --profile paper"
             )
         train, _ = split_rows(self.train_labels, Subset(n_train / self.n_train, seed))
         test, _ = split_rows(self.test_labels, Subset(n_test / self.n_test, seed))

@@ -5,8 +5,7 @@ Total loss of a student: ``(1 - alpha) * cross_entropy + alpha * distillation_lo
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
-from scipy.special import expit
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -154,7 +153,7 @@ def attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     return F.mse_loss(_at_least_float32(student_map), _at_least_float32(teacher_map))
 
 
-def fitted_loss(gap: float, alpha: float, temperature: float, *, permuted: bool, num_classes: int = 10) -> dict:
+def fitted_loss(gap: float, alpha: float, temperature: float, *, permuted: bool, num_classes: int = 10) -> float:
     """Training loss of a student that fits its images, if the teacher's logits are the image's own or another's.
 
     The teacher puts the logit of the label `gap` above all others, which are equal. If its logits are `permuted`, they
@@ -175,9 +174,8 @@ def fitted_loss(gap: float, alpha: float, temperature: float, *, permuted: bool,
 
     Returns
     -------
-    dict
-        ``margin`` of the student, ``cross_entropy`` and ``distillation`` (nats, unweighted), and ``loss``, their
-        weighted sum.
+    float
+        ``(1 - alpha) * cross-entropy + alpha * distillation`` in nats.
 
     Raises
     ------
@@ -192,46 +190,24 @@ def fitted_loss(gap: float, alpha: float, temperature: float, *, permuted: bool,
     is not in it; a student that learned by heart which wrong target each image has could go below it.
     """
     if not (gap >= 0 and 0 < alpha < 1 and temperature > 0 and num_classes > 1):
-        raise InputError(
-            f"gap {gap}, alpha {alpha}, temperature {temperature}, {num_classes} classes; "
-            "give gap >= 0, alpha between 0 and 1, temperature > 0 and 2 classes or more"
-        )
-    others = np.log(num_classes - 1)
+        given = f"gap {gap}, alpha {alpha}, temperature {temperature}, {num_classes} classes"
+        raise InputError(f"{given}; give gap >= 0, alpha between 0 and 1, temperature > 0 and 2 classes or more")
+    labels = torch.arange(num_classes if permuted else 1)  # whose logits are given; the image's own label is 0
+    own, teacher = torch.zeros_like(labels), gap * F.one_hot(labels, num_classes).double()
 
-    def miss(margin: float) -> float:
-        """Probability of all other classes together."""
-        return float(expit(others - margin))
+    def expected(margin: float) -> float:
+        student = margin * F.one_hot(own, num_classes).double()
+        distillation = distillation_loss(student, teacher, temperature)
+        return float((1 - alpha) * F.cross_entropy(student, own) + alpha * distillation)
 
-    missed = 1 - 1 / num_classes if permuted else miss(gap / temperature)
-
-    def slope(margin: float) -> float:
-        return alpha * temperature * (missed - miss(margin / temperature)) - (1 - alpha) * miss(margin)
-
-    high = gap + 1.0
-    while slope(high) < 0:
-        high *= 2
-    # At a margin of 0 the target asks for no less than 1 / K, so the slope is not positive there.
-    margin = brentq(slope, 0.0, high, xtol=1e-12)
-    labels = torch.arange(num_classes if permuted else 1)
-    teacher = gap * F.one_hot(labels, num_classes).double()
-    student = margin * F.one_hot(torch.zeros_like(labels), num_classes).double()
-    cross_entropy = float(F.cross_entropy(student, torch.zeros_like(labels)))
-    distillation = float(distillation_loss(student, teacher, temperature))
-    return {
-        "margin": margin,
-        "cross_entropy": cross_entropy,
-        "distillation": distillation,
-        "loss": (1 - alpha) * cross_entropy + alpha * distillation,
-    }
+    return float(minimize_scalar(expected, bracket=(0, gap + 1)).fun)
 
 
 def _check_rows(student: Tensor, teacher: Tensor, what: str) -> None:
     # PyTorch would repeat a single row or column for all others, and the loss would be of something else.
     if student.shape != teacher.shape or student.dim() != 2:
-        raise InputError(
-            f"the student's {what} are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; "
-            "give both as rows of the same images, of the same length"
-        )
+        given = f"the student's {what} are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}"
+        raise InputError(f"{given}; give both as rows of the same images, of the same length")
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -65,10 +65,8 @@ class MobileNetV2(nn.Module):
         features.append(Conv2dNormActivation(channels, HEAD_CHANNELS, kernel_size=1, activation_layer=nn.ReLU6))
         features = features[: NUM_FEATURES - blocks_removed]
         self.features = nn.Sequential(*features)
-        self.classifier = nn.Sequential(
-            nn.Dropout(0.2) if blocks_removed == 0 else nn.Identity(),
-            nn.Linear(features[-1].out_channels, num_classes),
-        )
+        before = nn.Identity() if blocks_removed else nn.Dropout(0.2)
+        self.classifier = nn.Sequential(before, nn.Linear(features[-1].out_channels, num_classes))
         mean, std = mean_std or ((0.0,) * 3, (1.0,) * 3)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
@@ -185,16 +183,15 @@ def load_weights(path: str | Path, num_classes: int = 10, mean_std=None) -> Mobi
         If the file is missing, damaged, or fits no network of this family.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no weights at {path}; give the path of a .safetensors or .pt file")
-    ours = path.suffix == ".safetensors"
     try:
-        state = load_file(path) if ours else _released_names(_read_checkpoint(path))
+        ours = path.suffix == ".safetensors"
+        state = load_file(path) if ours else _released_names(torch.load(path, map_location="cpu", weights_only=True))
         blocks = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("features.")), default=-1)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as weights ({error}); fetch or train it again") from error
+    # torch.load raises pickle, zip and runtime errors alike, with the advice to read the file without this protection.
+    except Exception as error:
+        raise InputError(f"{path} cannot be read ({type(error).__name__}); fetch or train it again") from error
     stem = state.get("features.0.0.weight")
-    if not 0 < blocks <= NUM_FEATURES or stem is None or stem.dim() != 4:
+    if not 0 < blocks <= NUM_FEATURES or getattr(stem, "ndim", 0) != 4:
         first = next(iter(state), "nothing")
         raise InputError(f"{path} is no MobileNetV2 of this family: it has no features.0.0.weight, but {first}, ...")
     if (known := len(state.get("classifier.1.weight", ()))) not in (0, num_classes):
@@ -208,35 +205,18 @@ def load_weights(path: str | Path, num_classes: int = 10, mean_std=None) -> Mobi
     return model.eval()
 
 
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises pickle, zip and runtime errors alike
-        # Its text advises to read the file without this protection.
-        raise ValueError("it is no PyTorch file of named tensors") from error
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-    ):
-        raise ValueError(
-            f"it holds no named tensors, but {str(list(state))[:80] if isinstance(state, dict) else type(state)}"
-        )
-    return state
-
-
 def _released_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our names for those of the attention variants, which number the blocks before and after the tap by themselves."""
     front = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("front_layers.")), default=-1)
-    renamed = {}
-    for name, tensor in state.items():
-        part, _, rest = name.partition(".")
-        if part == "front_layers":
-            name = f"features.{rest}"
-        elif part == "middle_layer":
-            name = f"features.{front}.{rest}"
-        elif part == "end_layers":
-            index, _, rest = rest.partition(".")
-            name = f"features.{front + 1 + int(index)}.{rest}"
-        renamed[name] = tensor
-    return renamed
+
+    def renamed(name: str) -> str:
+        part, *rest = name.split(".")
+        if part == "end_layers":
+            rest[0] = f"{front + 1 + int(rest[0])}"
+        parts = {"front_layers": ["features"], "middle_layer": ["features", f"{front}"], "end_layers": ["features"]}
+        return ".".join([*parts.get(part, [part]), *rest])
+
+    return {renamed(name): tensor for name, tensor in state.items()}
 
 
 def state_digest(model: nn.Module) -> str:

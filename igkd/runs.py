@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -25,41 +24,33 @@ def stream(seed: int, purpose: int, part: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int(spread >> 1))
 
 
-#: What a number may be: in words, and as a test.
-Range = tuple[str, Callable[[float], bool]]
-SHARE: Range = ("from 0 to 1", lambda value: 0 <= value <= 1)
-POSITIVE: Range = ("above 0", lambda value: value > 0)
-NOT_NEGATIVE: Range = ("of 0 or more", lambda value: value >= 0)
-BELOW_ONE: Range = ("from 0 to less than 1", lambda value: 0 <= value < 1)
-PART: Range = ("above 0 and up to 1", lambda value: 0 < value <= 1)
-FROM_ONE: Range = ("of 1 or more", lambda value: value >= 1)
+#: What the numbers of a description may be: in words, as a test, and the fields. An infinite number is in no range.
+RANGES = (
+    ("from 0 to 1", lambda value: 0 <= value <= 1, "alpha overlay_prob overlay_weight"),
+    ("above 0", lambda value: value > 0, "temperature lr"),
+    ("of 0 or more", lambda value: value >= 0, "seed blocks_removed gamma weight_decay padding cutout"),
+    ("from 0 to less than 1", lambda value: 0 <= value < 1, "validation"),
+    ("above 0 and up to 1", lambda value: 0 < value <= 1, "fraction"),
+    ("of 1 or more", lambda value: value >= 1, "max_exponent num_epochs batch_size n_steps"),
+)
 
 
-def check_numbers(part, **ranges: Range) -> None:
-    """Refuse numbers with which a training would fail only later, or would mean something else than it says.
+class _Checked:
+    """Refuses numbers with which a training would fail only later, or would mean something else than it says."""
 
-    Parameters
-    ----------
-    part : dataclass instance
-    **ranges : Range
-        Of its fields, by name. Those declared ``int`` must be whole; an infinite number is in no range.
-
-    Raises
-    ------
-    InputError
-        Names the first field that is out of its range.
-    """
-    declared = {field.name: field.type for field in fields(part)}
-    for name, (words, fits) in ranges.items():
-        value, whole = getattr(part, name), declared[name] is int
-        # True and numpy's integers would not come back from the JSON of a record as they were.
-        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and fits(value)):
-            raise InputError(f"{name} is {value!r}; give a {'whole ' * whole}number {words}")
+    def __post_init__(self):
+        declared = {field.name: field.type for field in fields(self)}
+        for words, fits, names in RANGES:
+            for name in (name for name in names.split() if name in declared):
+                value, whole = getattr(self, name), declared[name] is int
+                # True and numpy's integers would not come back from the JSON of a record as they were.
+                number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+                if not (number and math.isfinite(value) and fits(value)):
+                    raise InputError(f"{name} is {value!r}; give a {'whole ' * whole}number {words}")
 
 
 @dataclass(frozen=True)
-class Subset:
+class Subset(_Checked):
     """Which training images a training sees.
 
     Attributes
@@ -81,12 +72,9 @@ class Subset:
     seed: int = 0
     validation: float = 0.0
 
-    def __post_init__(self):
-        check_numbers(self, fraction=PART, seed=NOT_NEGATIVE, validation=BELOW_ONE)
-
 
 @dataclass(frozen=True)
-class Architecture:
+class Architecture(_Checked):
     """Which network (see `igkd.models.MobileNetV2`).
 
     Attributes
@@ -106,9 +94,6 @@ class Architecture:
     blocks_removed: int = 0
     normalize: bool = False
 
-    def __post_init__(self):
-        check_numbers(self, blocks_removed=NOT_NEGATIVE)
-
     @property
     def name(self) -> str:
         """In a few words, for tables and figures."""
@@ -116,7 +101,7 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(_Checked):
     """What the student learns from besides the labels.
 
     The loss is ``alpha * KD + (1 - alpha) * cross-entropy + gamma * AT`` (see `igkd.losses`).
@@ -149,17 +134,6 @@ class Method:
     overlay_weight: float = 0.5
     max_exponent: float = 2.0
 
-    def __post_init__(self):
-        check_numbers(
-            self,
-            alpha=SHARE,
-            temperature=POSITIVE,
-            overlay_prob=SHARE,
-            gamma=NOT_NEGATIVE,
-            overlay_weight=SHARE,
-            max_exponent=FROM_ONE,
-        )
-
     @property
     def uses_teacher(self) -> bool:
         """Whether any of the three ingredients is switched on."""
@@ -187,7 +161,7 @@ _OPTIMIZERS = {"adam": "Adam", "sgd": "SGD", "muon": "Muon"}
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(_Checked):
     """How the weights are fitted.
 
     Attributes
@@ -230,15 +204,7 @@ class Recipe:
     def __post_init__(self):
         if self.optimizer not in _OPTIMIZERS:
             raise InputError(f"no optimizer {self.optimizer!r}; choose one of: {', '.join(_OPTIMIZERS)}")
-        check_numbers(
-            self,
-            num_epochs=FROM_ONE,
-            batch_size=FROM_ONE,
-            lr=POSITIVE,
-            weight_decay=NOT_NEGATIVE,
-            padding=NOT_NEGATIVE,
-            cutout=NOT_NEGATIVE,
-        )
+        super().__post_init__()
         # In a record's JSON they are lists.
         object.__setattr__(self, "scales", tuple((float(scale), float(until)) for scale, until in self.scales))
         if not all(0 < number <= 1 for pair in self.scales for number in pair):
@@ -265,7 +231,7 @@ RECIPES = {
 
 
 @dataclass(frozen=True)
-class SignalSpec:
+class SignalSpec(_Checked):
     """Which signals of which teacher a student learns from.
 
     Attributes
@@ -290,12 +256,9 @@ class SignalSpec:
     n_steps: int = 50
     baseline: str = "mean"
 
-    def __post_init__(self):
-        check_numbers(self, n_steps=FROM_ONE)
-
 
 @dataclass(frozen=True)
-class Run:
+class Run(_Checked):
     """The frozen description of one training. Two equal runs are the same experiment.
 
     Attributes
@@ -331,7 +294,7 @@ class Run:
     split: str = "test"
 
     def __post_init__(self):
-        check_numbers(self, seed=NOT_NEGATIVE)
+        super().__post_init__()
         if self.split not in ("test", "validation"):
             raise InputError(f"no split {self.split!r}; choose test or validation")
         if self.split == "validation" and not self.subset.validation:

@@ -70,12 +70,7 @@ class Signals:
 
 
 def load_signals(
-    run: Run,
-    images: ImageSet,
-    teacher: Teacher,
-    folder: Path,
-    compute: Compute,
-    log: Callable[[str], None] = print,
+    run: Run, images: ImageSet, teacher: Teacher, folder: Path, compute: Compute, log: Callable[[str], None] = print
 ) -> Signals:
     """The signals of which a run's variant is made, read from `folder` or computed and kept there.
 
@@ -107,17 +102,18 @@ def load_signals(
     def logits_of(of: ImageSet) -> Tensor:
         return passed_on(of, lambda logits, _: logits, kind="logits")
 
-    own = logits_of(images)
-    check_alignment(own, images.train_labels, teacher.accuracy)
-    signals = Signals()
-    if distils:
-        signals = replace(signals, logits=logits_of(shown("logits")) if spec.variant == "released" else own)
-    if tap is not None:
-        attention = passed_on(shown("attention"), lambda _, each: attention_map(each).half(), kind="attention", tap=tap)
-        signals = replace(signals, attention=attention)
-    if overlays:
-        signals = replace(signals, maps=load_maps(shown("maps"), teacher, spec, folder, compute, log))
-    return signals
+    def attention_of(of: ImageSet) -> Tensor:
+        return passed_on(of, lambda _, activation: attention_map(activation).half(), kind="attention", tap=tap)
+
+    logits = logits_of(images)
+    check_alignment(logits, images.train_labels, teacher.accuracy)
+    if spec.variant == "released" and distils:
+        logits = logits_of(shown("logits"))
+    return Signals(
+        logits if distils else None,
+        attention_of(shown("attention")) if tap is not None else None,
+        load_maps(shown("maps"), teacher, spec, folder, compute, log) if overlays else None,
+    )
 
 
 def needed(run: Run) -> tuple:
@@ -224,10 +220,8 @@ def check_alignment(logits: Tensor, labels: np.ndarray, teacher_accuracy: float)
     named, chance = float((logits.argmax(1).numpy() == labels).mean()), 1 / logits.shape[1]
     # A teacher that is no better than chance names no label by which its own logits could be known.
     if teacher_accuracy > chance and named < chance + (teacher_accuracy - chance) / 2:
-        raise InputError(
-            f"the teacher's cached logits name {named:.1%} of the labels, the teacher {teacher_accuracy:.1%}: they belong "
-            "to other images or another order; use the teacher with the data it was trained for"
-        )
+        why = f"the teacher's cached logits name {named:.1%} of the labels, the teacher {teacher_accuracy:.1%}"
+        raise InputError(f"{why}: other images or another order; use the teacher with the data it was trained for")
 
 
 @torch.no_grad()

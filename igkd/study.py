@@ -31,13 +31,7 @@ from igkd.device import Compute, machine_name, pick_compute
 from igkd.errors import InputError, MissingImages, TrainingError, first_line
 from igkd.experiments import NOTEBOOKS, ORDER, PROFILES, Plan, Planned, Profile, teacher_run
 from igkd.images import CIFAR10_CLASSES, ImageSet, RecordedImages, load_images
-from igkd.models import (
-    MobileNetV2,
-    compression_factor,
-    count_parameters,
-    load_weights,
-    weights_metadata,
-)
+from igkd.models import MobileNetV2, compression_factor, count_parameters, load_weights, weights_metadata
 from igkd.records import Record, Store, unpack_predictions
 from igkd.runs import Run, SignalSpec, Subset
 from igkd.signals import Signals, Teacher, load_maps, load_signals, needed, of_variant
@@ -120,10 +114,8 @@ class Study:
         except MissingImages as missing:
             return self._recorded_images(missing)
         if self.profile.dataset == "cifar10" and self.profile.teacher is None and images.class_names != CIFAR10_CLASSES:
-            raise InputError(
-                f"the teacher of the {self.profile.name} profile knows CIFAR-10's classes, in their order; for images of "
-                "your own there is --profile paper"
-            )
+            knows = f"the teacher of the {self.profile.name} profile knows CIFAR-10's classes, in their order"
+            raise InputError(f"{knows}; for images of your own there is --profile paper")
         return images if self.profile.take is None else images.take(*self.profile.take)
 
     @cached_property
@@ -261,10 +253,8 @@ class Study:
         n = self.images.n_test
         largest = np.bincount(self.images.test_labels).max() / n
         if accuracy < largest + 2 * (largest * (1 - largest) / n) ** 0.5:
-            raise InputError(
-                f"the teacher's accuracy, on training or test images, is {accuracy:.1%}, and {largest:.1%} of the {n} "
-                "test images are of one class: students would learn nothing from it; give more images"
-            )
+            found = f"the teacher is right on {accuracy:.1%}, and {largest:.1%} of the {n} test images are of one class"
+            raise InputError(f"{found}: students would learn nothing from it; give more images")
 
     def teacher_logits(self) -> torch.Tensor:
         """The teacher's logits (N, num_classes) of the test images; without the images those in the repository."""
@@ -395,19 +385,14 @@ class Study:
                 failures.append(f"{name} ({item.run.key}): {error}")
                 self.log(f"failed: {failures[-1]}")
                 continue
-            self.log(
-                f"[{number}/{len(missing)}] {name}: {record.outcome['accuracy']:.1%} of the {record.run.split} images "
-                f"in {record.provenance['seconds']:.0f} s"
-            )
+            right = f"{record.outcome['accuracy']:.1%} of the {record.run.split} images"
+            self.log(f"[{number}/{len(missing)}] {name}: {right} in {record.provenance['seconds']:.0f} s")
         if number < len(missing):
-            need = "time" if self.has_images else "the images"
-            self.log(
-                f"{len(different) - len(missing) + number} of {len(different)} runs are recorded, the others need {need}"
-            )
+            need, recorded = "time" if self.has_images else "the images", len(different) - len(missing) + number
+            self.log(f"{recorded} of {len(different)} runs are recorded, the others need {need}")
         if failures:
-            raise TrainingError(
-                f"{len(failures)} of {len(missing)} runs failed, the others are kept; first: {failures[0]}"
-            )
+            counts = f"{len(failures)} of {len(missing)} runs failed"
+            raise TrainingError(f"{counts}, the others are kept; first: {failures[0]}")
         table = self.table(planned)
         if planned and table.empty:
             self.images.train_labels  # noqa: B018 - without the images, the way to them is what to say

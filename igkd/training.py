@@ -137,19 +137,14 @@ def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
             terms["attention"] = attention_loss(attention_map(activation.float()), target)
         return terms, (logits.argmax(1) == labels[rows]).float().mean()
 
+    how = {"padding": recipe.padding, "mirror": images.flip}
+    how |= {"overlay_prob": method.overlay_prob, "max_exponent": method.max_exponent}
     weights = {"cross_entropy": 1 - method.alpha, "distillation": method.alpha, "attention": method.gamma}
     saved = -math.inf
     for epoch in range(len(history), recipe.num_epochs):
         started, sums, norms = time.monotonic(), Counter(), {}
         order = chosen[torch.randperm(len(chosen), generator=stream(run.seed, SHUFFLE, epoch))].to(device)
-        drawn = draw(
-            len(order),
-            stream(run.seed, AUGMENTATION, epoch),
-            padding=recipe.padding,
-            mirror=images.flip,
-            overlay_prob=method.overlay_prob,
-            max_exponent=method.max_exponent,
-        ).to(device)
+        drawn = draw(len(order), stream(run.seed, AUGMENTATION, epoch), **how).to(device)
         model.train()
         with torch.random.fork_rng([device] if device.startswith("cuda") else []):
             torch.manual_seed(stream(run.seed, DROPOUT, epoch).initial_seed())
@@ -175,10 +170,8 @@ def _train(run, images, store, compute, signals, teacher_digest, log) -> Record:
         elapsed = time.monotonic() - started
         seconds += elapsed
         history.append({"epoch": epoch + 1} | means)
-        log(
-            f"epoch {epoch + 1}/{recipe.num_epochs}  loss {means['loss']:.3f}  "
-            f"train accuracy {means['train_accuracy']:.1%}  {elapsed:.1f} s"
-        )
+        said = f"loss {means['loss']:.3f}  train accuracy {means['train_accuracy']:.1%}  {elapsed:.1f} s"
+        log(f"epoch {epoch + 1}/{recipe.num_epochs}  {said}")
         if time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS:
             _checkpoint(checkpoint, parts, {"teacher": teacher_digest, "history": history, "seconds": seconds})
             saved = time.monotonic()

@@ -85,7 +85,7 @@ def test_bad_input_is_one_line_that_names_it(repository):
         ("-p n_steps many", "'many'"),
         ("-p profile laptop", "--profile"),
         ("--only 17", "17"),
-        ("--list --force", "--force"),
+        ("--plan --force", "--force"),
         ("--runs-only --forc", "--forc"),  # of which --force would delete records
         ("--publish --only 03", "03_long.ipynb"),
         ("--profile paper --plan --data ~nobody-here/x.npz", "~nobody-here/x.npz"),
