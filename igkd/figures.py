@@ -106,7 +106,8 @@ def claimed(study, number: str) -> str:
 def told(found) -> str:
     """A row of `igkd.statistics.compare` in one sentence; with its interval from four pairs on."""
     enough = found.n >= LEAST_SHOWN and found.p_holm >= 0
-    said = f"{found.arm} minus {found.reference} is {100 * found.difference:+.2f} points"
+    bold = "**" * bool(enough)
+    said = f"{found.arm} minus {found.reference} is {bold}{100 * found.difference:+.2f} points{bold}"
     if not enough:
         return f"{said} (n = {found.n}; no interval before more pairs are there)."
     word = "gain" if found.difference > 0 else "loss"
