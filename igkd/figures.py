@@ -440,7 +440,8 @@ def compression_accuracy(sources: dict[str, pd.DataFrame]) -> Figure:
     right.set(ylabel="points", title="\n".join(["KD+IG minus Student", *means]))
     for axis in (left, right):
         axis.set(xscale="log", xlabel="compression factor")
-    left.legend(fontsize=8, loc="lower left")
+    figure.legend(*left.get_legend_handles_labels(), fontsize=8, loc="outside right center")
+    left.get_legend().remove()
     right.get_legend().remove()
     return figure
 
