@@ -104,9 +104,7 @@ def recomputed() -> pd.DataFrame:
         rows.append((f"Monte Carlo, variance of {arm} relative to Student", np.nan, ratio, ""))
     for arm in ("Student", "KD", "IG", "KD+IG"):
         note = "two published tables, the same network and constants"
-        rows.append(
-            (f"{arm} at 4.12x (%): Table 13, then the mean of the ablation", sweep.loc[5, arm], runs[arm].mean(), note)
-        )
+        rows.append((f"{arm} at 4.12x: Table 13, mean of the ablation (%)", sweep.loc[5, arm], runs[arm].mean(), note))
     for arm in ("Student", "KD", "IG", "KD+IG", "KD+IG+AT"):
         swapped = "IG and KD+IG+AT stand in each other's place" if arm in ("IG", "KD+IG+AT") else "bar chart, data"
         rows.append((f"ImageNet subset, accuracy of {arm} (%)", *imagenet.loc[arm], swapped))
