@@ -129,7 +129,8 @@ def answer(gains: pd.DataFrame, line: float) -> Figure:
     axis.axvline(100 * line, color="0.45", linestyle=":")
     axis.set(yticks=places, yticklabels=gains.index, ylim=(len(gains) - 0.4, -0.8))
     axis.set(xlabel="KD+IG minus Student (percentage points)", xmargin=0.1)
-    figure.suptitle(f"Published: {100 * line:+.2f} points; same constants here: {points.difference.iloc[-1]:+.2f}")
+    same = points.difference.iloc[-1]
+    figure.suptitle(f"Published: {100 * line:+.2f} points; the same constants, our recipe: {same:+.2f}")
     return figure
 
 
