@@ -287,12 +287,11 @@ def verify(study, numbers: list[str], count: int) -> int:
 def publish(study, notebooks: list[Path]) -> int:
     """Copy outputs, figures, measured times and the weights of the students shown into the repository."""
     import nbformat
-    import numpy as np
 
     from igkd.claims import renewed
     from igkd.experiments import shown
     from igkd.records import write_atomically
-    from igkd.study import SHIPPED_LOGITS, SHIPPED_TEACHER
+    from igkd.study import SHIPPED_TEACHER
 
     if study.own_images:
         raise InputError("what is published is about the images of the records; leave out --data, or name those")
@@ -325,7 +324,6 @@ def publish(study, notebooks: list[Path]) -> int:
         shutil.copy(*study.latency_files)
     if not study.full_size:  # whose networks a reader trains in minutes
         return 0
-    np.save(study.store.shipped / SHIPPED_LOGITS, study.teacher_logits().half().numpy())
     shutil.copy(study.figures / "ledger.md", ROOT / "figures")
     readme = ROOT / "README.md"
     readme.write_text(renewed(readme.read_text(), study))

@@ -80,8 +80,7 @@ class Difference:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the mean; unknown if single runs are published."""
-        half = np.nan if self.sd is None else stats.t.ppf(0.975, self.df) * self.sd / self.n**0.5
-        return self.mean - half, self.mean + half
+        return self.prediction(np.inf, np.nan)
 
     def prediction(self, n: int, sd: float) -> tuple[float, float]:
         """Where the mean of n new pairs lies with 95 % probability; `sd` is ours, used where none is published."""
@@ -97,7 +96,7 @@ class Claim:
     Attributes
     ----------
     says : str
-        In the paper's words, shortened.
+        What the paper claims, in our words.
     published : Difference
     declared : int
         Pairs (C5: compression factors) that the verdict needs.

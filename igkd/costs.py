@@ -45,16 +45,14 @@ def multiply_accumulates(model: nn.Module, size: tuple[int, int]) -> int:
 
 
 def sizes(
-    networks: Sequence[Architecture] = tuple(map(Architecture, (0, *BLOCKS_REMOVED))),
-    num_classes: int = 10,
-    size: tuple[int, int] = (32, 32),
+    cuts: Sequence[int] = (0, *BLOCKS_REMOVED), num_classes: int = 10, size: tuple[int, int] = (32, 32)
 ) -> pd.DataFrame:
     """What networks cost whatever the machine, beside the teacher.
 
     Parameters
     ----------
-    networks : sequence of Architecture
-        If not given, the teacher and the paper's eight students.
+    cuts : sequence of int
+        Blocks removed; by default the teacher and the paper's eight students.
     num_classes : int
     size : (H, W)
         Of the images, pixels.
@@ -65,12 +63,11 @@ def sizes(
         One row a network: ``blocks removed``, ``parameters``, ``compression factor``, ``weights (kB)``
         (of 1,000 bytes, float32), ``million MACs``, ``MAC ratio``.
     """
-    models = [MobileNetV2(num_classes, cut) for cut in (0, *(network.blocks_removed for network in networks))]
-    table = pd.DataFrame({"blocks removed": [network.blocks_removed for network in networks]})
-    table["parameters"] = [count_parameters(network.blocks_removed, num_classes) for network in networks]
+    teacher, *operations = (multiply_accumulates(MobileNetV2(num_classes, cut), size) for cut in (0, *cuts))
+    table = pd.DataFrame({"blocks removed": cuts})
+    table["parameters"] = [count_parameters(cut, num_classes) for cut in cuts]
     table["compression factor"] = count_parameters(0, num_classes) / table["parameters"]
     table["weights (kB)"] = 4 * table["parameters"] / 1e3
-    teacher, *operations = (multiply_accumulates(model, size) for model in models)
     table["million MACs"], table["MAC ratio"] = np.array(operations) / 1e6, teacher / np.array(operations)
     return table
 

@@ -4,12 +4,12 @@ An experiment is a function of a `Plan` that lists `Planned` runs; the labels be
 notebooks work with.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from igkd.controls import VARIANTS
 from igkd.errors import InputError
 from igkd.models import BLOCKS_REMOVED
-from igkd.runs import ARMS, RECIPES, Architecture, Method, Recipe, Run, SignalSpec, Subset
+from igkd.runs import ARMS, RECIPES, Architecture, Method, Recipe, Run, SignalSpec, Subset, arm
 
 
 def one_at_a_time(alphas, temperatures, overlay_probs, gammas) -> tuple[tuple[str, Method], ...]:
@@ -53,8 +53,9 @@ class Profile:
         Integration steps with which `n_steps` are compared.
     search : tuple of (arm, Method)
         What is tried on the validation split, see `one_at_a_time`.
-    tuned : Method or None
-        The constants that the search chose, by validation accuracy.
+    tuned : Method
+        The constants that the search chose, by validation accuracy (of equal points the first); by default those of
+        the laptop profile.
     """
 
     name: str
@@ -73,11 +74,9 @@ class Profile:
     num_recipe_seeds: int = 0
     other_n_steps: int | None = None
     search: tuple[tuple[str, Method], ...] = ()
-    tuned: Method | None = None
+    tuned: Method = Method(alpha=0.5, temperature=4.0, overlay_prob=0.25, gamma=1000.0)
 
 
-#: What the search of the laptop profile chose; of equal points the first.
-CHOSEN = Method(alpha=0.5, temperature=4.0, overlay_prob=0.25, gamma=1000.0)
 PROFILES = {
     "demo": Profile(
         "demo",
@@ -104,7 +103,6 @@ PROFILES = {
         num_recipe_seeds=5,
         other_n_steps=50,
         search=one_at_a_time((0.01, 0.1, 0.5, 0.9), (1.0, 2.5, 4.0), (0.1, 0.25, 0.5), (0.8, 30.0, 1000.0)),
-        tuned=CHOSEN,
     ),
     "paper": Profile(
         "paper",
@@ -116,7 +114,6 @@ PROFILES = {
         num_sweep_seeds=2,
         recipe_cut=15,
         num_recipe_seeds=3,
-        tuned=CHOSEN,
     ),
 }
 SEARCHED = ("alpha", "temperature", "overlay_prob", "gamma")
@@ -273,12 +270,9 @@ def search(plan: Plan) -> list[Planned]:
 def tuned(plan: Plan) -> list[Planned]:
     """Arms with the constants that the search chose; attention transfer only if it chose a weight."""
     best = plan.profile.tuned
-    if best is None:
-        return []
     names = ("Student", "KD", "IG", "KD+IG") + ("AT", "KD+IG+AT") * bool(best.gamma)
-    used = {name: [of for of in SEARCHED if getattr(ARMS[name], of) != getattr(Method(), of)] for name in names}
     return [
-        _item(plan, "tuned", name, seed, method=replace(ARMS[name], **{of: getattr(best, of) for of in used[name]}))
+        _item(plan, "tuned", name, seed, method=arm(name, best))
         for seed in range(plan.profile.num_seeds)
         for name in names
     ]

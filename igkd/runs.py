@@ -140,22 +140,19 @@ class Method(_Checked):
         return bool(self.alpha or self.overlay_prob or self.gamma)
 
 
-#: The paper's constants of each ingredient.
-_KD, _IG, _AT = {"alpha": 0.01, "temperature": 2.5}, {"overlay_prob": 0.1}, {"gamma": 0.8}
-#: The paper's arms in its order; further ones may follow.
-ARMS = {
-    "Student": Method(),
-    "KD": Method(**_KD),
-    "IG": Method(**_IG),
-    "AT": Method(**_AT),
-    "KD+IG": Method(**_KD, **_IG),
-    "KD+AT": Method(**_KD, **_AT),
-    "IG+AT": Method(**_IG, **_AT),
-    "KD+IG+AT": Method(**_KD, **_IG, **_AT),
-}
-#: Those of the full 2 x 2 x 2 factorial.
-DESIGN = tuple(ARMS)[:8]
+#: Those of the full 2 x 2 x 2 factorial, in the paper's order.
+DESIGN = ("Student", "KD", "IG", "AT", "KD+IG", "KD+AT", "IG+AT", "KD+IG+AT")
+_OF_INGREDIENT = {"KD": ("alpha", "temperature"), "IG": ("overlay_prob",), "AT": ("gamma",)}
 
+
+def arm(name: str, constants: Method) -> Method:
+    """The arm of this name, which takes those of the constants that its ingredients have."""
+    used = [each for ingredient in name.split("+") for each in _OF_INGREDIENT.get(ingredient, ())]
+    return Method(**{each: getattr(constants, each) for each in used})
+
+
+#: The arms with the paper's constants; further ones may follow.
+ARMS = {name: arm(name, Method(alpha=0.01, temperature=2.5, overlay_prob=0.1, gamma=0.8)) for name in DESIGN}
 
 _OPTIMIZERS = {"adam": "Adam", "sgd": "SGD", "muon": "Muon"}
 

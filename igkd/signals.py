@@ -34,6 +34,8 @@ from igkd.runs import SIGNALS, Run, SignalSpec, stream
 #: Part of the names of the files: raise it when a change of the code changes the signals.
 SIGNALS_VERSION = 2
 IMAGES_AT_ONCE = 256
+#: Gets one line for each thing worth knowing.
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,7 @@ class Signals:
         return Signals(*(part if part is None else part.to(device) for part in vars(self).values()))
 
 
-def load_signals(
-    run: Run, images: ImageSet, teacher: Teacher, folder: Path, compute: Compute, log: Callable[[str], None] = print
-) -> Signals:
+def load_signals(run: Run, images: ImageSet, teacher: Teacher, folder: Path, compute: Compute, log: Log) -> Signals:
     """The signals of which a run's variant is made, read from `folder` or computed and kept there.
 
     Parameters
@@ -132,14 +132,7 @@ def of_variant(run: Run, signals: Signals) -> Signals:
     return replace(signals, **made)
 
 
-def load_maps(
-    images: ImageSet,
-    teacher: Teacher,
-    spec: SignalSpec,
-    folder: Path,
-    compute: Compute,
-    log: Callable[[str], None] = print,
-) -> Tensor:
+def load_maps(images: ImageSet, teacher: Teacher, spec: SignalSpec, folder: Path, compute: Compute, log: Log) -> Tensor:
     """IG maps (N, H, W) float16 of all training images for their labels, read from `folder` or computed and kept there.
 
     They have the steps and the baseline of `spec`. The other parameters are those of `load_signals`; `log` gets two lines

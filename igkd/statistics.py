@@ -226,3 +226,32 @@ def test_set_share(predictions, labels) -> tuple[float, float, float]:
     variance, low, high = np.square(spread(right.mean(axis=1)))
     variances = np.array([variance or np.nan, high, low])
     return tuple(np.clip((right.var().mean() / variances - 1) / (right.shape[1] - 1), 0, 1).tolist())
+
+
+def crossed_interval(values, groups=None) -> pd.Series:
+    """Mean of runs (rows) on images (columns), and how far other runs and other images would move it.
+
+    The mean over `groups` of images, such as their classes (N,), if given. Returned are ``mean``; its standard errors
+    from ``runs``, from ``images`` and from ``both``; ``low`` and ``high``, the 95 % t-interval of both, with the degrees
+    of freedom of the runs. Runs and images are crossed random effects: the scatter of single runs on single images is
+    in the first two errors and counts once in the third.
+
+    Examples
+    --------
+    >>> crossed_interval([[2, 1], [1, -2]]).round(2).to_dict()
+    {'mean': 0.5, 'runs': 1.0, 'images': 1.0, 'both': 1.32, 'low': -16.31, 'high': 17.31}
+    """
+    table = np.asarray(values, dtype=float)
+    n, groups = len(table), np.zeros(table.shape[1]) if groups is None else np.asarray(groups)
+    parts = [table[:, groups == each] for each in np.unique(groups)]
+    means = np.mean([part.mean(axis=1) for part in parts], axis=0)
+    of_images, of_single = 0.0, 0.0
+    for part in parts:
+        left = part - part.mean(axis=0) - part.mean(axis=1, keepdims=True) + part.mean()
+        of_images += part.mean(axis=0).var(ddof=1) / part.shape[1] / len(parts) ** 2
+        of_single += left.var() / (n - 1) / (part.shape[1] - 1) / len(parts) ** 2
+    of_runs = means.var(ddof=1) / n
+    errors = np.sqrt([of_runs, of_images, max(of_runs + of_images - of_single, of_runs, of_images)])
+    low, high = stats.t.interval(0.95, n - 1, means.mean(), errors[2])
+    names = ["mean", "runs", "images", "both", "low", "high"]
+    return pd.Series([means.mean(), *errors, low, high], names)

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from joblib import Parallel, cpu_count, delayed
 
 from igkd import REPOSITORY
@@ -35,10 +34,9 @@ from igkd.models import MobileNetV2, compression_factor, count_parameters, load_
 from igkd.records import Record, Store, unpack_predictions
 from igkd.runs import Run, SignalSpec, Subset
 from igkd.signals import Signals, Teacher, load_maps, load_signals, needed, of_variant
-from igkd.training import predict, train
+from igkd.training import train
 
 SHIPPED_TEACHER = "teacher-cifar10.safetensors"
-SHIPPED_LOGITS = "teacher-cifar10-test-logits.npy"
 #: Training images of CIFAR-10 that make a study one of the paper's size.
 FULL_SIZE = 40_000
 #: Seconds that a reader waits for a recorded network to be trained again, because its weights are not here.
@@ -255,12 +253,6 @@ class Study:
         if accuracy < largest + 2 * (largest * (1 - largest) / n) ** 0.5:
             found = f"the teacher is right on {accuracy:.1%}, and {largest:.1%} of the {n} test images are of one class"
             raise InputError(f"{found}: students would learn nothing from it; give more images")
-
-    def teacher_logits(self) -> torch.Tensor:
-        """The teacher's logits (N, num_classes) of the test images; without the images those in the repository."""
-        if self.has_images:
-            return predict(self.teacher().model, self.images.test_images, self.compute)
-        return torch.from_numpy(np.load(self.store.shipped / SHIPPED_LOGITS)).float()
 
     def teacher_record(self) -> Record:
         """What came out of the teacher's training."""
@@ -530,21 +522,14 @@ class Study:
         ----------
         records : iterable of Record or key
         """
-        rows = []
+        columns, rows = ["data", "training images", "evaluated on", "machine", "torch"], []
         for record in records:
             record = self.store.find(record) if isinstance(record, str) else record
-            rows.append(
-                {
-                    "data": f"{record.provenance['data']} ({record.run.data})",
-                    "training images": record.outcome["n_train"],
-                    "evaluated on": f"{record.outcome['n_test']:,} {record.run.split} images",
-                    "machine": machine_name(record.provenance["machine"]),
-                    "torch": record.provenance["versions"]["torch"],
-                    "seconds": record.provenance["seconds"],
-                }
-            )
-        columns = ["data", "training images", "evaluated on", "machine", "torch"]
-        grouped = pd.DataFrame(rows).groupby(columns, sort=False).seconds.agg(["count", "sum"])
+            run, outcome, made = record.run, record.outcome, record.provenance
+            of = f"{made['data']} ({run.data})", outcome["n_train"], f"{outcome['n_test']:,} {run.split} images"
+            rows.append([*of, machine_name(made["machine"]), made["versions"]["torch"], made["seconds"]])
+        table = pd.DataFrame(rows, columns=[*columns, "seconds"])
+        grouped = table.groupby(columns, sort=False).seconds.agg(["count", "sum"])
         return pd.DataFrame({"runs": grouped["count"], "minutes in all": (grouped["sum"] / 60).round(1)}).reset_index()
 
     @property
@@ -601,9 +586,5 @@ def _as_teacher(run: Run) -> Planned:
 
 def describe(item: Planned) -> str:
     """One planned run in words: experiment, arm, and what of its labels is not 0."""
-    others = [
-        f"{name} {value if isinstance(value, str) else format(value, 'g')}"
-        for name, value in item.labels.items()
-        if name not in ("arm", "seed") and value
-    ]
+    others = [f"{name} {value}" for name, value in item.labels.items() if name not in ("arm", "seed") and value]
     return ", ".join([f"{item.experiment}: {item.labels['arm']}", *others, f"seed {item.labels['seed']}"])

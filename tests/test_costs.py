@@ -10,12 +10,11 @@ from igkd.__main__ import main
 from igkd.errors import InputError
 from igkd.images import as_input
 from igkd.models import load_weights
-from igkd.runs import Architecture
 from test_study import digits
 
 
 def test_costs_of_networks_are_the_published_ones():
-    table = costs.sizes([Architecture(), Architecture(5), Architecture(17)])
+    table = costs.sizes([0, 5, 17])
     assert list(table["weights (kB)"][:2]) == pytest.approx([8737.04 * 1.024, 2123.04 * 1.024], abs=0.01)
     assert list(table["million MACs"]) == pytest.approx([88.0, 58.7, 1.70], abs=0.05)
 

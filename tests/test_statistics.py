@@ -184,3 +184,14 @@ def test_what_a_formula_is_not_defined_for_is_refused(number):
     ):
         with pytest.raises(InputError):
             function(*arguments)
+
+
+def test_crossed_interval_is_made_of_the_mean_squares_of_two_crossed_factors():
+    values = np.random.default_rng(0).normal(size=(4, 9)) + np.arange(9) + [[0], [1], [2], [5]]
+    long = pd.DataFrame(values).melt(ignore_index=False).reset_index()
+    runs, images, rest, *_ = anova_lm(smf.ols("value ~ C(index) + C(variable)", long).fit()).mean_sq / values.size
+    found = st.crossed_interval(values)[["runs", "images", "both"]] ** 2
+    assert found.tolist() == pytest.approx([runs, images, runs + images - rest])
+    parts = [st.crossed_interval(values[:, rows]) for rows in (slice(6), slice(6, 9))]
+    expected = np.mean([part["mean"] for part in parts]), np.hypot(*(part.images for part in parts)) / 2
+    assert st.crossed_interval(values, [0] * 6 + [1] * 3)[["mean", "images"]].tolist() == pytest.approx(expected)
