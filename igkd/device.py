@@ -61,10 +61,9 @@ class Compute:
 
 
 def machine_name(described: dict) -> str:
-    """In words what `Compute.describe` gave: processor with its generation, threads, precision."""
-    generation = f" ({described['generation']})" if "generation" in described else ""
+    """In words what `Compute.describe` gave: processor, threads, precision."""
     threads = f"{described['threads']} thread{'s' * (described['threads'] != 1)}"
-    return f"{described['name']}{generation}, {threads}" + ", bfloat16" * described.get("bfloat16", False)
+    return f"{described['name']}, {threads}" + ", bfloat16" * described.get("bfloat16", False)
 
 
 def pick_compute(device: str = "auto") -> Compute:

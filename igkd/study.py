@@ -522,12 +522,13 @@ class Study:
         ----------
         records : iterable of Record or key
         """
-        columns, rows = ["data", "training images", "evaluated on", "machine", "torch"], []
+        columns, rows = ["data", "training images", "evaluated on", "machine", "generation", "torch"], []
         for record in records:
             record = self.store.find(record) if isinstance(record, str) else record
             run, outcome, made = record.run, record.outcome, record.provenance
             of = f"{made['data']} ({run.data})", outcome["n_train"], f"{outcome['n_test']:,} {run.split} images"
-            rows.append([*of, machine_name(made["machine"]), made["versions"]["torch"], made["seconds"]])
+            machine = machine_name(made["machine"]), made["machine"].get("generation", "–")
+            rows.append([*of, *machine, made["versions"]["torch"], made["seconds"]])
         table = pd.DataFrame(rows, columns=[*columns, "seconds"])
         grouped = table.groupby(columns, sort=False).seconds.agg(["count", "sum"])
         return pd.DataFrame({"runs": grouped["count"], "minutes in all": (grouped["sum"] / 60).round(1)}).reset_index()
