@@ -80,7 +80,7 @@ class Difference:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the mean; unknown if single runs are published."""
-        return self.prediction(np.inf, np.nan)
+        return self.prediction(np.inf, np.nan)  # where the mean of ever more pairs would lie
 
     def prediction(self, n: int, sd: float) -> tuple[float, float]:
         """Where the mean of n new pairs lies with 95 % probability; `sd` is ours, used where none is published."""

@@ -251,6 +251,7 @@ def crossed_interval(values, groups=None) -> pd.Series:
         of_images += part.mean(axis=0).var(ddof=1) / part.shape[1] / len(parts) ** 2
         of_single += left.var() / (n - 1) / (part.shape[1] - 1) / len(parts) ** 2
     of_runs = means.var(ddof=1) / n
+    # What is counted twice is an estimate, too, which chance can make larger than one of the two errors.
     errors = np.sqrt([of_runs, of_images, max(of_runs + of_images - of_single, of_runs, of_images)])
     low, high = stats.t.interval(0.95, n - 1, means.mean(), errors[2])
     names = ["mean", "runs", "images", "both", "low", "high"]
