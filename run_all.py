@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Reproduce the paper: train what is missing, execute the notebooks, end with the ledger.
 
-Executed copies are written to build/<profile>/notebooks/; of other images than those of the records, where the last line
-says. Finished runs are never repeated, so the same command goes
-on where an earlier one stopped. Exit codes: 0 all went well, 1 something failed, 2 bad input, 130 stopped with Ctrl-C.
+Executed copies are written to build/<profile>/notebooks/, or, with your own images, to the folder that the last line
+names. Finished runs are never repeated, so the same command goes on where an earlier one stopped. Exit codes: 0 all
+went well, 1 something failed, 2 bad input, 130 stopped with Ctrl-C.
 """
 
 import argparse
@@ -76,12 +76,6 @@ def main() -> int:
     if unknown := [number for number in only if number not in numbers]:
         raise InputError(f"there is no notebook {', '.join(unknown)}; there are {', '.join(numbers)}")
     notebooks = [path for path in notebooks if path.name[:2] in only]
-    if options.data not in ("", "download", "digits"):  # means the same in every folder
-        options.data = os.path.realpath(os.path.expanduser(options.data))
-    for name in ("IGKD_DATA", "IGKD_IMAGENET"):
-        if os.path.exists(os.environ.get(name, "")):
-            os.environ[name] = os.path.realpath(os.environ[name])
-    os.chdir(ROOT)
     given = {name: getattr(options, name) for name in ("profile", "data", "device")} | dict(options.p)
     executes = not (options.plan or options.verify or options.publish or options.runs_only)
     parameters = {path: checked(path, given) for path in notebooks if executes}
@@ -214,7 +208,7 @@ def execute(source: Path, copy: Path, parameters: dict, with_images: bool = True
     from papermill.exceptions import PapermillExecutionError
 
     paths = as_template(source), as_template(copy)
-    options = {"kernel_name": "python3", "cwd": ROOT, "progress_bar": False}
+    options = {"kernel_name": "python3", "progress_bar": False}
     options["extra_arguments"] = ["--IPKernelApp.log_level=50"]  # what it logs is not about the notebook
     if not with_images:
         options["skip_cells_with_tag"] = NEEDS_IMAGES
@@ -328,7 +322,7 @@ def publish(study, notebooks: list[Path]) -> int:
         return 0
     shutil.copy(study.figures / "ledger.md", ROOT / "figures")
     readme = ROOT / "README.md"
-    readme.write_text(renewed(readme.read_text(), study))
+    readme.write_text(renewed(readme.read_text("utf-8"), study), "utf-8")
     networks = {f"{study.profile.name}-{item.labels['arm']}.safetensors": item for item in shown(study.plan)}
     networks[SHIPPED_TEACHER] = study.planned_teacher()
     for name, item in networks.items():

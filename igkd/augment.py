@@ -86,15 +86,8 @@ def draw(
     """
     uniform = torch.rand(7, n, generator=generator)
     corner = (uniform[:2] * (2 * padding + 1)).long()
-    return Draw(
-        top=corner[0],
-        left=corner[1],
-        mirror=(uniform[2] < 0.5) & mirror,
-        overlay=uniform[3] < overlay_prob,
-        exponent=torch.exp(uniform[4] * torch.log(torch.tensor(max_exponent))),
-        cut_row=uniform[5],
-        cut_column=uniform[6],
-    )
+    exponent = torch.exp(uniform[4] * torch.log(torch.tensor(max_exponent)))
+    return Draw(*corner, (uniform[2] < 0.5) & mirror, uniform[3] < overlay_prob, exponent, *uniform[5:])
 
 
 def pad(images: Tensor, padding: int) -> Tensor:

@@ -123,12 +123,11 @@ def _declared(study: Study, claim: Claim) -> list:
     return [item for item in claim.runs(study.plan) if item.labels["arm"] in (claim.arm, claim.reference)]
 
 
-def _wide(table: pd.DataFrame, claim: Claim, index="seed", value: str = "accuracy") -> pd.DataFrame:
+def _wide(table: pd.DataFrame, claim: Claim, index=("seed",), value: str = "accuracy") -> pd.DataFrame:
     """A row a pair: runs whose partner is missing are left out."""
-    both = [claim.arm, claim.reference]
-    if table.empty:
-        return pd.DataFrame(columns=both, dtype=float)
-    return table.pivot(index=index, columns="arm", values=value).reindex(columns=both).dropna()
+    table = table.reindex(columns=["arm", *index, value])  # without runs it has no columns
+    wide = table.pivot(index=[*index], columns="arm", values=value)
+    return wide.reindex(columns=[claim.arm, claim.reference]).dropna().astype(float)
 
 
 def by_seed(study: Study, claim: Claim) -> pd.DataFrame:
@@ -139,8 +138,6 @@ def by_seed(study: Study, claim: Claim) -> pd.DataFrame:
 def by_factor(study: Study, claim: Claim) -> pd.DataFrame:
     """Means over seeds, a row a compression factor; factors with fewer than two pairs are left out."""
     pairs = _wide(study.table(_declared(study, claim)), claim, ["blocks_removed", "seed"])
-    if pairs.empty:
-        return pairs
     factors = pairs.groupby("blocks_removed")
     return factors.mean()[factors.size() >= 2]
 

@@ -11,6 +11,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from igkd.device import pick_compute
@@ -60,7 +61,7 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
     except (OSError, ValueError, OverflowError, RayError) as error:
         what = f"no Ray cluster at {address or 'local'} ({first_line(error)})"
         raise InputError(f"{what}; give HOST:PORT of its head") from error
-    before, study.train_all = study.train_all, lambda *given: _train_all(study, *given)
+    before, study.train_all = study.train_all, partial(_train_all, study)
     try:
         yield
     finally:
@@ -68,7 +69,7 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _train_all(study: Study, items: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
+def _train_all(study: Study, items: list[Planned]) -> Iterator[tuple[Planned, Record | str]]:
     """`igkd.study.TrainAll` on the cluster: all runs are queued there, and those not yet begun leave when time is up."""
     if not items:
         return
@@ -76,7 +77,7 @@ def _train_all(study: Study, items: list[Planned], on_time) -> Iterator[tuple[Pl
     resource = "GPU" if device == "cuda" else "CPU"
     if not ray.cluster_resources().get(resource):
         raise InputError(f"the cluster has no {resource} to train on; add a machine")
-    failed = study.prepare_signals(items, on_time)
+    failed = study.prepare_signals(items)
     task, images, signals, queued = ray.remote(_train), ray.put(study.images), {}, {}
     yield from ((item, failed[needed(item.run)]) for item in items if needed(item.run) in failed)
     left = [item for item in items if needed(item.run) not in failed]
@@ -84,7 +85,7 @@ def _train_all(study: Study, items: list[Planned], on_time) -> Iterator[tuple[Pl
     share = {"num_cpus": 1} if device == "cpu" else {"num_gpus": int(1e4 / study.jobs) / 1e4}
     for item in left:
         kind = needed(item.run)
-        if not on_time():
+        if not study.on_time():
             break
         if kind not in signals:
             signals[kind] = ray.put(study.teacher_signals(item.run).to("cpu"))
@@ -92,7 +93,7 @@ def _train_all(study: Study, items: list[Planned], on_time) -> Iterator[tuple[Pl
         queued[task.options(**share).remote(item.run, item.run.key, device, *given)] = item
     while queued:
         done, _ = ray.wait(list(queued), timeout=1)
-        if not on_time():  # what has begun ignores it
+        if not study.on_time():  # what has begun ignores it
             list(map(ray.cancel, queued))
         for each in done:
             item, result = queued.pop(each), _result(each, study.store)

@@ -16,7 +16,7 @@ from scipy import stats
 from igkd import claims
 from igkd.records import records_digest
 from igkd.runs import ARMS
-from igkd.statistics import LEAST_SHOWN, t_interval
+from igkd.statistics import LEAST_SHOWN, crossed_interval, t_interval
 
 #: One colour for each arm, in all figures.
 ARM_COLOURS = dict(zip(ARMS, sns.color_palette("colorblind", len(ARMS)), strict=True))
@@ -114,6 +114,19 @@ def told(found) -> str:
     word = f"a clear {word}" if found.p_holm < 0.05 else f"a {word} that is not clear after Holm's correction"
     word = word if found.low * found.high > 0 else "no clear difference"
     return f"{said} [{100 * found.low:+.2f}, {100 * found.high:+.2f}], {word} (n = {found.n})."
+
+
+def told_with_images(right, reference, groups=None) -> str:
+    """The gain of one arm over another, both (pairs, images) right or wrong, with the error from other images.
+
+    `groups` as in `igkd.statistics.crossed_interval`.
+    """
+    found = crossed_interval(100 * (np.asarray(right, float) - reference), groups)
+    return (
+        f"gain {found['mean']:+.2f} points (n = {len(right)}); standard error: {found.runs:.2f} from seeds, "
+        f"{found.images:.2f} from images, {found.both:.2f} from both\n"
+        f"95 % interval with both: {found.low:+.2f} to {found.high:+.2f} points"
+    )
 
 
 def answer(gains: pd.DataFrame, line: float) -> Figure:
@@ -341,7 +354,7 @@ def luck(halves: np.ndarray, simulated: pd.DataFrame, n: int, num_arms: int, obs
     halves : ndarray (m,)
         p-values of halves of one arm against each other; may be empty.
     simulated : DataFrame
-        `igkd.statistics.luck`, differences as fractions.
+        `igkd.statistics.simulate_null`, differences as fractions.
     n, num_arms : int
         Runs per arm and arms of the simulated studies.
     observed : dict

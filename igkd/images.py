@@ -167,10 +167,7 @@ class RecordedImages:
     fingerprint: str
     missing: MissingImages
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
+    num_classes = ImageSet.num_classes
 
     def __getattr__(self, name: str):
         raise AttributeError(name) if name.startswith("_") else self.missing

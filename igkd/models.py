@@ -1,6 +1,6 @@
 """MobileNetV2 for small images, cut after fewer blocks to make students, and the attention tap.
 
-The blocks are torchvision's; only the strides (for 32x32 instead of 224x224) and the cutting are ours, so the
+The network is torchvision's; only the strides (for 32x32 instead of 224x224) and the cutting are ours, so the
 parameter names are those of the authors' released checkpoints.
 """
 
@@ -12,8 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torchvision.models.mobilenetv2 import InvertedResidual
-from torchvision.ops.misc import Conv2dNormActivation
+from torchvision.models import mobilenetv2
 
 from igkd.errors import InputError
 from igkd.runs import Architecture
@@ -21,7 +20,6 @@ from igkd.runs import Architecture
 #: (expansion, channels, repeats, stride of the first repeat), Sandler et al. 2018, table 2, with the first two
 #: strides set to 1 for 32x32 images.
 BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 NUM_FEATURES = 19  # stem, 17 blocks, head convolution
 
 #: Number of trailing entries of ``features`` that the paper's students leave out, and for each the divider d of
@@ -56,17 +54,11 @@ class MobileNetV2(nn.Module):
         super().__init__()
         if not 0 <= blocks_removed < NUM_FEATURES:
             raise InputError(f"blocks_removed must be 0 to {NUM_FEATURES - 1}, not {blocks_removed}")
-        channels = STEM_CHANNELS
-        features: list[nn.Module] = [Conv2dNormActivation(3, channels, activation_layer=nn.ReLU6)]
-        for expansion, out, repeats, stride in BLOCKS:
-            for repeat in range(repeats):
-                features.append(InvertedResidual(channels, out, stride if repeat == 0 else 1, expansion))
-                channels = out
-        features.append(Conv2dNormActivation(channels, HEAD_CHANNELS, kernel_size=1, activation_layer=nn.ReLU6))
-        features = features[: NUM_FEATURES - blocks_removed]
-        self.features = nn.Sequential(*features)
+        whole = mobilenetv2.MobileNetV2(num_classes, inverted_residual_setting=BLOCKS)
+        whole.features[0][0].stride = (1, 1)  # 2 there, for 224x224
+        self.features = whole.features[: NUM_FEATURES - blocks_removed]
         before = nn.Identity() if blocks_removed else nn.Dropout(0.2)
-        self.classifier = nn.Sequential(before, nn.Linear(features[-1].out_channels, num_classes))
+        self.classifier = nn.Sequential(before, nn.Linear(self.features[-1].out_channels, num_classes))
         mean, std = mean_std or ((0.0,) * 3, (1.0,) * 3)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))

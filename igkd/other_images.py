@@ -69,18 +69,12 @@ class ImageNetSubset:
         Files that were found and belong to no mapped class, or are no images.
     source : str
         What they were read from, in words.
-    by_synset : bool
-        Whether the labels come from synsets through `mapping`, so that its correction can be asked for.
-    corrected : bool
-        Whether the labels follow the corrected mapping.
     """
 
     images: np.ndarray
     labels: np.ndarray
     left_out: int
     source: str
-    by_synset: bool
-    corrected: bool = False
 
     @cached_property
     def fingerprint(self) -> str:
@@ -88,26 +82,25 @@ class ImageNetSubset:
         return fingerprint_of((self.images, self.labels))
 
     def __str__(self) -> str:
-        how = f", {'corrected' if self.corrected else 'published'} mapping" * self.by_synset
         others = f", {self.left_out:,} others left out" * bool(self.left_out)
-        return f"{len(self.images):,} images from {self.source}{how}{others}"
+        return f"{len(self.images):,} images from {self.source}{others}"
 
 
 def mapping() -> pd.DataFrame:
-    """The published mapping of synsets to classes, and what may be corrected in it.
+    """The published mapping of synsets to classes, and what can be argued about in it.
 
     Returns
     -------
     DataFrame
         One row a synset: ``wnid``, ``name``, ``cifar10`` (the published class; empty for a synset that the published
-        mapping does not have), ``corrected`` (the class in the corrected mapping; empty where it is left out),
-        ``debatable`` (why the two differ; empty where they do not), ``source``.
+        mapping does not have), ``corrected`` (the class that it ought to have; empty where none
+        fits), ``debatable`` (why the two differ; empty where they do not), ``source``.
     """
     path = Path(__file__).with_name("published") / "imagenet_mapping.csv"
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
-def load_imagenet(path: str | Path | None = None, corrected: bool = False) -> ImageNetSubset:
+def load_imagenet(path: str | Path | None = None) -> ImageNetSubset:
     """Load the ImageNet images of the mapped classes.
 
     Parameters
@@ -119,14 +112,11 @@ def load_imagenet(path: str | Path | None = None, corrected: bool = False) -> Im
           filter, not cropped, as downsampled ImageNet is (Chrabaszcz et al. 2017);
         - a folder with ``test/<class>/*``, named as CIFAR-10's classes are, of any size too;
         - an ``.npz`` file with ``test_images`` (N, 32, 32, 3) uint8, ``test_labels`` (N,) and ``class_names``.
-    corrected : bool, default False
-        Take the corrected mapping instead of the published one; for the first form only, because the other two come
-        with classes.
 
     Raises
     ------
     InputError
-        If nothing is found, what is found is damaged, or the correction is not possible.
+        If nothing is found, or what is found is damaged.
 
     Notes
     -----
@@ -145,19 +135,16 @@ def load_imagenet(path: str | Path | None = None, corrected: bool = False) -> Im
         raise InputError(f"no ImageNet images were named; get {WAYS}")
     path = Path(os.path.expanduser(given))
     folder = next((each for each in (path / "val", path / "test", path) if class_folders(each)), None)
-    by_synset = folder is not None and any(re.fullmatch(r"n\d{8}", name) for name in class_folders(folder))
-    if corrected and not by_synset:
-        raise InputError(f"{path} has no synsets, so they cannot be mapped anew; get (1) of: {WAYS}")
     numbers = {name: number for number, name in enumerate(CIFAR10_CLASSES)}
     if folder is not None:
         if any(folder.glob("*/cifar10-*")):
             raise InputError(f"{folder} has images of CIFAR-10 (cifar10-*); copy only those of ImageNet, n*.png")
-        if by_synset:
-            classes = mapping().set_index("wnid")["corrected" if corrected else "cifar10"]
-            numbers = classes.map(numbers).dropna().astype(int).to_dict()
+        source = "a folder"
+        if any(re.fullmatch(r"n\d{8}", name) for name in class_folders(folder)):
+            source = "the ILSVRC validation images, published mapping"
+            numbers = mapping().set_index("wnid").cifar10.map(numbers).dropna().astype(int).to_dict()
         images, labels, left_out = read_folder(folder, numbers, _SIDE)
-        source = "the ILSVRC validation images" if by_synset else "a folder"
-        return ImageNetSubset(images, labels, left_out.total(), source, by_synset, corrected)
+        return ImageNetSubset(images, labels, left_out.total(), source)
     if not path.is_file():
         raise InputError(f"{path} is {'none of the forms known' if path.exists() else 'not there'}; get {WAYS}")
     arrays = read_npz(path, ("test_images", "test_labels"))
@@ -169,7 +156,7 @@ def load_imagenet(path: str | Path | None = None, corrected: bool = False) -> Im
     mapped = labels >= 0
     if images.shape[1:3] != (_SIDE, _SIDE) or not mapped.any():
         raise InputError(f"{path} has no images of {_SIDE}x{_SIDE} pixels with CIFAR-10's class names; get {WAYS}")
-    return ImageNetSubset(images[mapped], labels[mapped], int((~mapped).sum()), "an .npz file", False)
+    return ImageNetSubset(images[mapped], labels[mapped], int((~mapped).sum()), "an .npz file")
 
 
 #: What is kept of an evaluation: `fingerprint` is of the images, their labels and what was done to them, `images` the
@@ -241,8 +228,7 @@ def on_imagenet(study: Study, planned: list[Planned], subset: ImageNetSubset) ->
         for group, rows in ((ALL, slice(None)), (TEACHER_CORRECT, right)):
             yield group, subset.images[rows], subset.labels[rows]
 
-    name = "imagenet-corrected" if subset.corrected else "imagenet"
-    return _evaluate(study, planned, name, subset.fingerprint, str(subset), study.plan.teacher_key, shown)
+    return _evaluate(study, planned, "imagenet", subset.fingerprint, str(subset), study.plan.teacher_key, shown)
 
 
 def under_corruption(study: Study, planned: list[Planned]) -> int:

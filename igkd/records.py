@@ -17,7 +17,7 @@ import numpy as np
 
 from igkd.errors import InputError
 from igkd.models import weights_metadata
-from igkd.runs import TRAINING_VERSION, Run
+from igkd.runs import TRAINING_VERSION, Run, digest
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Record:
     def to_json(self) -> str:
         """One JSON object, keys sorted."""
         fields = {"key": self.key, "training_version": TRAINING_VERSION} | dataclasses.asdict(self)
-        return json.dumps(fields | {"digest": _digest(fields)}, indent=1, sort_keys=True) + "\n"
+        return json.dumps(fields | {"digest": digest(fields)}, indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
@@ -62,15 +62,9 @@ class Record:
         """
         fields = json.loads(text)
         record = cls(Run.from_dict(fields["run"]), fields["outcome"], fields["provenance"])
-        if fields["digest"] != _digest(fields) or fields["key"] != record.key:
+        if fields.pop("digest") != digest(fields) or fields["key"] != record.key:
             raise ValueError("its digest or key does not fit its content")
         return record
-
-
-def _digest(fields: dict) -> str:
-    """First 16 hex digits of a SHA-256 over everything in a record but the digest itself."""
-    text = json.dumps({name: value for name, value in fields.items() if name != "digest"}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def pack_predictions(classes: np.ndarray) -> str:

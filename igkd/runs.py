@@ -24,6 +24,11 @@ def stream(seed: int, purpose: int, part: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int(spread >> 1))
 
 
+def digest(content) -> str:
+    """First 16 hex digits of a SHA-256 over what is written as JSON, keys sorted."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
 #: What the numbers of a description may be: in words, as a test, and the fields. An infinite number is in no range.
 RANGES = (
     ("from 0 to 1", lambda value: 0 <= value <= 1, "alpha overlay_prob overlay_weight"),
@@ -302,8 +307,7 @@ class Run(_Checked):
     @property
     def key(self) -> str:
         """16 hex digits: a hash of the description and of the training code's version."""
-        text = json.dumps([TRAINING_VERSION, _described(self)], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest([TRAINING_VERSION, _described(self)])
 
     @classmethod
     def from_dict(cls, fields: dict) -> "Run":

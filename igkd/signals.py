@@ -5,8 +5,6 @@ weights and the settings. `check_alignment` makes them trustworthy: read back by
 name the labels. Then `of_variant` makes of them what the run's variant asks for.
 """
 
-import hashlib
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -29,13 +27,11 @@ from igkd.images import ImageSet, as_input
 from igkd.losses import attention_map
 from igkd.models import MobileNetV2, attention_tap, state_digest
 from igkd.records import write_atomically
-from igkd.runs import SIGNALS, Run, SignalSpec, stream
+from igkd.runs import SIGNALS, Run, SignalSpec, digest, stream
 
 #: Part of the names of the files: raise it when a change of the code changes the signals.
 SIGNALS_VERSION = 2
 IMAGES_AT_ONCE = 256
-#: Gets one line for each thing worth knowing.
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,9 @@ class Signals:
         return Signals(*(part if part is None else part.to(device) for part in vars(self).values()))
 
 
-def load_signals(run: Run, images: ImageSet, teacher: Teacher, folder: Path, compute: Compute, log: Log) -> Signals:
+def load_signals(
+    run: Run, images: ImageSet, teacher: Teacher, folder: Path, compute: Compute, log: Callable
+) -> Signals:
     """The signals of which a run's variant is made, read from `folder` or computed and kept there.
 
     Parameters
@@ -95,23 +93,19 @@ def load_signals(run: Run, images: ImageSet, teacher: Teacher, folder: Path, com
     def shown(kind: str) -> ImageSet:
         return _augmented_once(images, kind, padding) if spec.variant == "released" else images
 
-    def passed_on(of: ImageSet, keep, **settings) -> Tensor:
-        given = teacher.model, of.train_images, compute, keep, settings.get("tap", 0)
-        return cached(_file(folder, of, teacher, **settings), lambda: {"signal": _forward(*given)})["signal"]
+    keeps = {"logits": lambda logits, _: logits, "attention": lambda _, activation: attention_map(activation).half()}
 
-    def logits_of(of: ImageSet) -> Tensor:
-        return passed_on(of, lambda logits, _: logits, kind="logits")
+    def passed_on(of: ImageSet, kind: str, **settings) -> Tensor:
+        given = teacher.model, of.train_images, compute, keeps[kind], settings.get("tap", 0)
+        return cached(_file(folder, of, teacher, kind, **settings), lambda: {"signal": _forward(*given)})["signal"]
 
-    def attention_of(of: ImageSet) -> Tensor:
-        return passed_on(of, lambda _, activation: attention_map(activation).half(), kind="attention", tap=tap)
-
-    logits = logits_of(images)
+    logits = passed_on(images, "logits")
     check_alignment(logits, images.train_labels, teacher.accuracy)
     if spec.variant == "released" and distils:
-        logits = logits_of(shown("logits"))
+        logits = passed_on(shown("logits"), "logits")
     return Signals(
         logits if distils else None,
-        attention_of(shown("attention")) if tap is not None else None,
+        passed_on(shown("attention"), "attention", tap=tap) if tap is not None else None,
         load_maps(shown("maps"), teacher, spec, folder, compute, log) if overlays else None,
     )
 
@@ -132,7 +126,9 @@ def of_variant(run: Run, signals: Signals) -> Signals:
     return replace(signals, **made)
 
 
-def load_maps(images: ImageSet, teacher: Teacher, spec: SignalSpec, folder: Path, compute: Compute, log: Log) -> Tensor:
+def load_maps(
+    images: ImageSet, teacher: Teacher, spec: SignalSpec, folder: Path, compute: Compute, log: Callable
+) -> Tensor:
     """IG maps (N, H, W) float16 of all training images for their labels, read from `folder` or computed and kept there.
 
     They have the steps and the baseline of `spec`. The other parameters are those of `load_signals`; `log` gets two lines
@@ -237,5 +233,4 @@ def cached(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tenso
 
 def _file(folder: Path, images: ImageSet, teacher: Teacher, kind: str, **settings) -> Path:
     of = {"images": images.fingerprint, "teacher": teacher.digest, "version": SIGNALS_VERSION, **settings}
-    digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
-    return Path(folder) / f"{kind}-{digest[:16]}.safetensors"
+    return Path(folder) / f"{kind}-{digest(of)}.safetensors"

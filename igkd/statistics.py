@@ -29,7 +29,8 @@ def compare(
 
     Runs that share `pair_by` are compared in pairs; with ``pair_by=None`` by Welch's test. A pair with fewer runs than
     `least` keeps its row without interval and p, and counts in Holm's correction: give the number that was declared, as
-    an interval that one looks at until it pleases is none.
+    an interval that one looks at until it pleases is none. A row a pair, columns `COLUMNS` and ``p_holm``; `value` and so
+    means, difference and interval are fractions.
 
     Raises
     ------
@@ -70,13 +71,17 @@ def holm(p: pd.Series) -> pd.Series:
     return pd.Series(corrected[order.argsort()], p.index).where(p.notna())
 
 
-def in_points(compared: pd.DataFrame, *by: str):
-    """What `compare` found as a styled table, in percentage points, with intervals and p from four runs on.
+def in_points(compared: pd.DataFrame | dict[str, pd.DataFrame], *by: str):
+    """What `compare` or `factorial` found as a styled table, in points, with intervals and p from four runs on.
 
-    `by`: columns that stand before the arms.
+    `by`: columns that stand before the arms; of several tables, the name of their names.
     """
-    columns = {"n": "n", "difference": "points", "low": "95 % from", "high": "to", "p": "p", "p_holm": "p (Holm)"}
-    shown = compared.rename(columns={"reference": "minus"}).set_index([*by, "arm", "minus"])
+    if isinstance(compared, dict):
+        compared = pd.concat(compared, names=[*by]).reset_index([*by])
+    columns = {"n": "n", "difference": "points", "estimate": "points", "low": "95 % from", "high": "to", "p": "p"}
+    columns["p_holm"] = "p (Holm)"
+    shown = compared.rename(columns={"reference": "minus"})
+    shown = shown.set_index([each for each in (*by, "term", "arm", "minus") if each in shown])
     shown = shown.filter(columns).rename(columns=columns)
     points = ["points", "95 % from", "to"]
     shown[points] *= 100
@@ -88,7 +93,8 @@ def factorial(runs: pd.DataFrame, block: str | None = None) -> pd.DataFrame:
     """Main effects and interactions of KD, IG and AT: the analysis of variance of the 2 x 2 x 2 design.
 
     Factors are coded -1/2 and +1/2, so ``KD`` is the mean change when KD is switched on, and ``KD:IG`` the change of
-    that when IG is switched on. `block` ("seed") removes what runs of one seed have in common.
+    that when IG is switched on. `block` ("seed") removes what runs of one seed have in common. A row a ``term``:
+    ``estimate``, ``low``, ``high`` (95 %), ``p``, ``p_holm``, ``n`` (runs).
 
     Raises
     ------
@@ -116,7 +122,7 @@ def t_interval(values) -> tuple[float, float]:
     return stats.t.interval(0.95, len(values) - 1, values.mean(), values.sem()) if known else (np.nan, np.nan)
 
 
-def spread(*samples) -> tuple[float, float, float]:
+def pooled_sd(*samples) -> tuple[float, float, float]:
     """Standard deviation of runs around the mean of their arm, pooled over arms, with its 95 % interval."""
     df = sum(max(len(sample) - 1, 0) for sample in samples)
     squares = sum(((np.asarray(sample) - np.mean(sample)) ** 2).sum() for sample in samples if len(sample))
@@ -134,7 +140,7 @@ def power(difference: float, sd: float, n: int, *, paired: bool = True, alpha: f
     return float(np.clip(stats.ncf.sf(stats.f.isf(alpha, 1, df), 1, df, pairs * (difference / sd) ** 2), alpha, 1))
 
 
-def smallest_difference(n: int, sd: float, *, paired: bool = True) -> float:
+def minimum_detectable_difference(n: int, sd: float, *, paired: bool = True) -> float:
     """True difference that n runs of each arm (pairs if `paired`) find with 80 % power at 5 %, in the unit of `sd`."""
     if not (n >= 2 and sd > TINY):
         return np.nan
@@ -159,7 +165,9 @@ def runs_needed(difference: float, sd: float, *, paired: bool = True) -> float:
     return bisect_left(range(most), POWER, 2, key=lambda n: power(difference, sd, n, paired=paired))
 
 
-def luck(n: int, rng: np.random.Generator, num_arms: int = 4, sd: float = 1, correlation: float = 0) -> pd.DataFrame:
+def simulate_null(
+    n: int, rng: np.random.Generator, num_arms: int = 4, sd: float = 1, correlation: float = 0
+) -> pd.DataFrame:
     """What 4000 simulated studies find in which all arms are the same: one row a study, p-values and gains.
 
     `correlation`, 0 to 1, is that of runs of one pair. ``any_arm`` is the smallest p-value of all arms, ``any_look`` that
@@ -200,21 +208,7 @@ def agreement(predicted, teacher, labels) -> pd.Series:
     return pd.Series({"all": same.mean(), "teacher_wrong": same[~right].mean()})
 
 
-def mcnemar(a, b, labels) -> pd.Series:
-    """Do two networks err on as many of the same images? McNemar's exact test; ``only_a``: images right in `a` alone.
-
-    Examples
-    --------
-    >>> mcnemar([0, 1, 2, 2], [0, 0, 0, 2], labels=[0, 1, 2, 1]).to_dict()
-    {'only_a': 2.0, 'only_b': 0.0, 'p': 0.5}
-    """
-    a, b = _right([a, b], labels).to_numpy()
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    p = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    return pd.Series({"only_a": only_a, "only_b": only_b, "p": p})
-
-
-def test_set_share(predictions, labels) -> tuple[float, float, float]:
+def finite_test_set_share(predictions, labels) -> tuple[float, float, float]:
     """Which part of an arm's variance between seeds is that of a finite test set, with its 95 % interval.
 
     On another test set of this size other seeds would look good, as far as seeds differ on single images by chance.
@@ -223,7 +217,7 @@ def test_set_share(predictions, labels) -> tuple[float, float, float]:
     Source: K. Jordan, On the variance of neural network training (2023), arXiv:2304.01910.
     """
     right = _right(predictions, labels).astype(float)
-    variance, low, high = np.square(spread(right.mean(axis=1)))
+    variance, low, high = np.square(pooled_sd(right.mean(axis=1)))
     variances = np.array([variance or np.nan, high, low])
     return tuple(np.clip((right.var().mean() / variances - 1) / (right.shape[1] - 1), 0, 1).tolist())
 

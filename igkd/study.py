@@ -45,9 +45,9 @@ PATIENCE = 300
 UNTIL = "IGKD_UNTIL"
 #: Errors that end one run only: its own, a full disk, too little memory (on a processor a RuntimeError).
 ONE_RUN = (TrainingError, InputError, OSError, RuntimeError, MemoryError)
-#: Trains runs of a study as long as there is time to start another, and gives each that was started as soon as it is
-#: finished, with its record or with what went wrong.
-TrainAll = Callable[[list[Planned], Callable[[], bool]], Iterator[tuple[Planned, Record | str]]]
+#: Trains runs as long as the study is `on_time`, and gives each that was started as soon as it is finished, with its
+#: record or with what went wrong.
+TrainAll = Callable[[list[Planned]], Iterator[tuple[Planned, Record | str]]]
 
 
 class Study:
@@ -130,7 +130,7 @@ class Study:
     @cached_property
     def folder(self) -> Path:
         """Where figures, executed notebooks and times go."""
-        return self.root / "build" / (self.profile.name + f"-{self.fingerprint}" * self.own_images)
+        return self.root / "build" / (self.profile.name + f"-{self.images.fingerprint}" * self.own_images)
 
     @cached_property
     def store(self) -> Store:
@@ -150,6 +150,10 @@ class Study:
         """Whether there are pixels and labels, so that something can be trained, evaluated or shown."""
         return isinstance(self.images, ImageSet)
 
+    def on_time(self) -> bool:
+        """Whether another run can be started: its images are here, and the budget is not used up."""
+        return self.has_images and time.time() < self.until
+
     def _recorded_images(self, missing: MissingImages) -> RecordedImages:
         """CIFAR-10 as the first of this profile's records saw it."""
         recipes = self.profile.recipe, self.profile.teacher
@@ -160,20 +164,15 @@ class Study:
                 return RecordedImages("cifar10", CIFAR10_CLASSES, (32, 32), *counts, run.data, missing)
         raise missing
 
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the images."""
-        return self.images.fingerprint
-
     @cached_property
     def plan(self) -> Plan:
         """What the experiments need to know to declare their runs."""
+        fingerprint, path = self.images.fingerprint, self.store.shipped / SHIPPED_TEACHER
         if self.profile.teacher is not None:
-            return Plan(self.profile, self.fingerprint, teacher_run(self.fingerprint, self.profile.teacher).key)
-        path = self.store.shipped / SHIPPED_TEACHER
-        if "run" not in (metadata := weights_metadata(path)):
+            teacher = teacher_run(fingerprint, self.profile.teacher).key
+        elif (teacher := weights_metadata(path).get("run")) is None:
             raise InputError(f"{path} does not say of which run it is; get it from the repository again")
-        return Plan(self.profile, self.fingerprint, metadata["run"])
+        return Plan(self.profile, fingerprint, teacher)
 
     @property
     def data_name(self) -> str:
@@ -219,7 +218,7 @@ class Study:
         """The teacher's own training, where this profile trains one."""
         if self.profile.teacher is None:
             return []
-        return [_as_teacher(teacher_run(self.fingerprint, self.profile.teacher))]
+        return [_as_teacher(teacher_run(self.images.fingerprint, self.profile.teacher))]
 
     def planned(self, notebooks: Iterable[str] = NOTEBOOKS) -> list[Planned]:
         """The runs that the notebooks declare: the teacher, then in the order of doing.
@@ -231,7 +230,13 @@ class Study:
         return self.teacher_runs() + _different(items)
 
     def teacher(self, key: str | None = None) -> Teacher:
-        """The teacher of this key, by default the profile's own, which is trained first if need be."""
+        """The teacher of this key, by default the profile's own, which is trained first if need be.
+
+        Raises
+        ------
+        InputError
+            If it is not recorded, its weights are not here, or it is hardly better than a guess.
+        """
         key = key or self.plan.teacher_key
         if key not in self._teachers:
             record = self.teacher_record() if key == self.plan.teacher_key else self.store.find(key)
@@ -326,7 +331,7 @@ class Study:
             if path not in (None, made_here):
                 raise
         record = self.store.find(run.key)
-        if record is None or not self.has_images or run.data != self.fingerprint:
+        if record is None or not self.has_images or run.data != self.images.fingerprint:
             return None
         if self.compute.device == "cpu" and record.provenance["seconds"] > patience:
             return None
@@ -360,12 +365,9 @@ class Study:
         >>> study.ensure(experiments.arms(study.plan))  # trains for a minute  # doctest: +SKIP
         """
 
-        def on_time() -> bool:
-            return self.has_images and time.time() < self.until
-
         different, failures, number = _different(planned), [], 0
         missing = [item for item in different if self.store.find(item.run.key) is None]
-        for number, (item, record) in enumerate(self._trained(missing, on_time), 1):
+        for number, (item, record) in enumerate(self._trained(missing), 1):
             name = describe(item)
             try:
                 if isinstance(record, str):
@@ -380,7 +382,8 @@ class Study:
             right = f"{record.outcome['accuracy']:.1%} of the {record.run.split} images"
             self.log(f"[{number}/{len(missing)}] {name}: {right} in {record.provenance['seconds']:.0f} s")
         if number < len(missing):
-            need, recorded = "time" if self.has_images else "the images", len(different) - len(missing) + number
+            need = "time" if self.has_images else "the images"
+            recorded = len(different) - len(missing) + number - len(failures)
             self.log(f"{recorded} of {len(different)} runs are recorded, the others need {need}")
         if failures:
             counts = f"{len(failures)} of {len(missing)} runs failed"
@@ -391,15 +394,15 @@ class Study:
             raise InputError("none of these runs is recorded, and the time is used up; give more with --budget")
         return table
 
-    def _trained(self, missing: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
+    def _trained(self, missing: list[Planned]) -> Iterator[tuple[Planned, Record | str]]:
         """As `TrainAll`, with the teachers before all others; students of a teacher that failed fail with it."""
         teachers, failed = {item.run.signals.teacher for item in missing if item.run.signals}, set()
-        for item, result in self.train_all([item for item in missing if item.run.key in teachers], on_time):
+        for item, result in self.train_all([item for item in missing if item.run.key in teachers]):
             yield item, result
             if isinstance(result, str):
                 failed.add(item.run.key)
         for key in teachers - failed:
-            if on_time():
+            if self.on_time():
                 self.teacher(key)  # one that knows nothing stops the study here
         rest = []
         for item in missing:
@@ -407,17 +410,17 @@ class Study:
                 yield item, "its teacher could not be trained"
             elif item.run.key not in teachers:
                 rest.append(item)
-        yield from self.train_all(rest, on_time)
+        yield from self.train_all(rest)
 
-    def _train_here(self, items: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
+    def _train_here(self, items: list[Planned]) -> Iterator[tuple[Planned, Record | str]]:
         """`TrainAll` on this machine."""
         for stage in _stages(items):
             if self.jobs > 1 and len(stage) > 1:
-                yield from self._side_by_side(stage, on_time)
+                yield from self._side_by_side(stage)
             else:
-                yield from map(self._attempt, takewhile(lambda _: on_time(), stage))
+                yield from map(self._attempt, takewhile(lambda _: self.on_time(), stage))
 
-    def prepare_signals(self, items: list[Planned], on_time: Callable[[], bool]) -> dict[tuple, str]:
+    def prepare_signals(self, items: list[Planned]) -> dict[tuple, str]:
         """Compute here what several processes would compute otherwise.
 
         Returns
@@ -427,7 +430,7 @@ class Study:
         """
         failed = {}
         for kind, item in {needed(item.run): item for item in items}.items():
-            if not on_time():
+            if not self.on_time():
                 break
             try:
                 self.teacher_signals(item.run)
@@ -435,18 +438,18 @@ class Study:
                 failed[kind] = f"its signals could not be computed: {first_line(error)}"
         return failed
 
-    def _side_by_side(self, items: list[Planned], on_time) -> Iterator[tuple[Planned, Record | str]]:
+    def _side_by_side(self, items: list[Planned]) -> Iterator[tuple[Planned, Record | str]]:
         """Runs that get a core each, in processes of their own."""
-        failed = self.prepare_signals(items, on_time)
+        failed = self.prepare_signals(items)
         yield from ((item, failed[needed(item.run)]) for item in items if needed(item.run) in failed)
         left = {item.run.key: item for item in items if needed(item.run) not in failed}
         where = (self.profile.name, self.data, self.compute.device, self.root)
-        while left and on_time():
+        while left and self.on_time():
             handed_out = []
 
             def tasks() -> Iterator:
                 for key, item in list(left.items()):
-                    if not on_time():
+                    if not self.on_time():
                         return
                     handed_out.append(key)  # noqa: B023
                     yield delayed(_attempt_elsewhere)(where, item)
@@ -486,10 +489,16 @@ class Study:
         records = [self.store.find(item.run.key) for item in planned]
         if missing := [describe(item) for item, record in zip(planned, records) if record is None]:
             raise InputError(f"there is no record of {missing[0]}; train it first")
-        return np.stack([unpack_predictions(record.outcome["predictions"]) for record in records])
+        return np.array([unpack_predictions(record.outcome["predictions"]) for record in records])
+
+    def paired_predictions(self, planned: list[Planned], *arms: str) -> dict[str, np.ndarray]:
+        """`predictions` of each arm, (pairs, images): a row for each seed with which all of these arms are recorded."""
+        items = {(item.labels["arm"], item.run.seed): item for item in planned if self.store.find(item.run.key)}
+        shared = sorted(set.intersection(*({seed for name, seed in items if name == arm} for arm in arms)))
+        return {arm: self.predictions([items[arm, seed] for seed in shared]) for arm in arms}
 
     def table(self, planned: list[Planned]) -> pd.DataFrame:
-        """The records that are here, one row a planned run."""
+        """The records that are here, one row a planned run: its labels, ``key``, the numbers of its outcome, ``seconds``."""
         rows = []
         for item in planned:
             record = self.store.find(item.run.key)

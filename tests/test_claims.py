@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from igkd import claims, experiments, other_images, published
+from igkd.costs import Measurements
 from igkd.experiments import PROFILES, Plan
 from igkd.records import Record
 from igkd.study import Study
@@ -115,13 +116,13 @@ C2 = {"reproduced": (5.4, 0.01), "not reproduced": (5.37, 0.01), "inconclusive":
 
 
 @pytest.mark.parametrize("verdict", C2)
-def test_c2_asks_for_half_of_the_published_ratio(monkeypatch, tmp_path, verdict):
+def test_c2_asks_for_half_of_the_published_ratio(tmp_path, verdict):
     """140 ms / 13 ms / 2 = 5.385."""
-    (path := tmp_path / "latency.json").touch()
     ratio, half = C2[verdict]
     row = {"blocks_removed": 5, "batch_size": 1, "ratio": ratio, "ratio_low": ratio - half, "ratio_high": ratio + half}
     table = pd.DataFrame([row | {"batch_size": 64, "ratio_low": 99.0, "ratio_high": 99.0}, row]).assign(n=20)
-    monkeypatch.setattr(claims, "Measurements", lambda path: SimpleNamespace(rows=lambda name: table))
+    measured = Measurements(path := tmp_path / "latency.json", {"name": "a machine"})
+    measured.once("steady_state", {}, lambda: table)
     study = SimpleNamespace(latency_files=(path,), root=tmp_path, images=SimpleNamespace(name="cifar10"))
     assert claims._latency(study)["verdict"] == verdict
 

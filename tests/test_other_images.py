@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
 
 from igkd import other_images, published
@@ -35,17 +35,16 @@ def test_the_mapping_gives_the_published_numbers_of_images_and_only_debatable_en
     assert table.corrected[[MOVING_VAN, PICKUP, SORREL]].tolist() == ["truck", "", "horse"]
 
 
-def test_a_validation_folder_is_read_in_both_mappings(tmp_path):
+def test_a_validation_folder_is_read_by_the_published_mapping(tmp_path):
     for number, wnid in enumerate((AIRLINER, MOVING_VAN, PICKUP, SORREL, TENCH)):
         (tmp_path / "val" / wnid).mkdir(parents=True)
         for n in range(2):
             grey = np.full((96, 64), 40 * number + n, np.uint8)  # grey, as some of them are
             Image.fromarray(grey).save(tmp_path / "val" / wnid / f"ILSVRC2012_val_{n:08d}.JPEG", quality=95)
-    found, corrected = load_imagenet(tmp_path), load_imagenet(tmp_path / "val", corrected=True)
+    found = load_imagenet(tmp_path)
     assert found.labels.tolist() == [AIRPLANE] * 2 + [AUTOMOBILE] * 4 and found.images.shape == (6, 32, 32, 3)
     assert np.abs(found.images[2].astype(int) - 40).max() <= 2
-    assert sorted(corrected.labels) == sorted([AIRPLANE] * 2 + [TRUCK] * 2 + [HORSE] * 2)
-    assert found.left_out == corrected.left_out == 4 and found.fingerprint != corrected.fingerprint
+    assert found.left_out == 4 and load_imagenet(tmp_path / "val").fingerprint == found.fingerprint
 
 
 def test_a_folder_of_classes_is_brought_to_one_size_and_has_no_images_of_cifar10(tmp_path):
@@ -55,9 +54,7 @@ def test_a_folder_of_classes_is_brought_to_one_size_and_has_no_images_of_cifar10
         image.save(tmp_path / "test" / name / "n02374451_10027.png")
     loaded = load_imagenet(tmp_path)
     assert loaded.labels.tolist() == [AIRPLANE, HORSE] and loaded.images.shape == (2, 32, 32, 3)
-    assert loaded.left_out == 1 and not loaded.by_synset
-    with pytest.raises(InputError):
-        load_imagenet(tmp_path, corrected=True)  # there are no synsets
+    assert loaded.left_out == 1
     image.save(tmp_path / "test" / "horse" / "cifar10-train-12.png")  # as CINIC-10 has them
     with pytest.raises(InputError):
         load_imagenet(tmp_path)
@@ -85,7 +82,10 @@ def test_npz_has_classes_in_any_order_and_must_be_there_and_sound(tmp_path, monk
             load_imagenet(missing)
 
 
-@pytest.mark.parametrize(("kind", "level"), [("JPEG", 75), ("JPEG", 10), ("blur", 0.5), ("blur", 1.0), ("noise", 0.08)])
+@pytest.mark.parametrize(
+    ("kind", "level"),
+    [("JPEG", 75), ("JPEG", 10), ("blur", 0.5), ("blur", 1.0), ("noise", 0.08), ("contrast", 0.5), ("brightness", 1.5)],
+)
 def test_corruptions_are_those_of_pillow_and_scipy(kind, level):
     smooth = gaussian_filter(np.random.default_rng(0).normal(size=(6, 32, 32, 3)), (0, 3, 3, 0))
     images = (128 + 80 * smooth / np.abs(smooth).max()).astype(np.uint8)
@@ -95,6 +95,9 @@ def test_corruptions_are_those_of_pillow_and_scipy(kind, level):
             file = io.BytesIO()
             Image.fromarray(image).save(file, "JPEG", quality=level)
             assert np.abs(np.asarray(Image.open(file)) - found).mean() < 1
+    if kind in ("contrast", "brightness"):
+        expected = [getattr(ImageEnhance, kind.title())(Image.fromarray(image)).enhance(level) for image in images]
+        assert np.abs(np.stack(expected) - made).max() <= 1
     if kind == "blur":
         radius = int(np.ceil(3 * level))
         expected = gaussian_filter(images.astype(float), (0, level, level, 0), mode="mirror", radius=radius)
@@ -115,7 +118,7 @@ def evaluated(tmp_path_factory):
 
 def drawn_images(study, seed):
     rows = np.random.default_rng(seed).permutation(study.images.n_test)[:90]
-    return ImageNetSubset(study.images.test_images[rows], study.images.test_labels[rows], 0, f"draw {seed}", False)
+    return ImageNetSubset(study.images.test_images[rows], study.images.test_labels[rows], 0, f"draw {seed}")
 
 
 def test_clean_accuracy_is_that_of_the_record(evaluated):
@@ -163,7 +166,7 @@ def test_nothing_is_evaluated_twice_pooled_or_taken_from_another_teacher(evaluat
     other_images.on_imagenet(study, planned[:1], second)
     table = other_images.kept(study, planned, "imagenet")
     assert len(table) == 4 and table.fingerprint.nunique() == 1 and table.fingerprint[0] != second.fingerprint
-    assert other_images.kept(study, planned, "imagenet-corrected").empty
+    assert other_images.kept(study, planned, "others").empty
     paths[0].write_text(json.dumps(json.loads(paths[0].read_text()) | {"teacher": "another"}))
     assert set(kept().seed) == {1}
     other_images.on_imagenet(study, planned, first)

@@ -107,7 +107,8 @@ def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path):
 
 
 def test_shipped_weights_are_those_of_their_records():
-    for path in SHIPPED.shipped.glob("*.safetensors"):
+    assert (paths := list(SHIPPED.shipped.glob("*.safetensors")))
+    for path in paths:
         record = SHIPPED.find(weights_metadata(path)["run"])
         assert record, f"{path.name} is of a run that has no record"
         network = load_weights(path, len(record.outcome["per_class_accuracy"]))
@@ -122,7 +123,8 @@ def test_students_learned_from_a_teacher_whose_record_is_here():
 
 
 def test_evaluations_on_other_images_are_of_the_networks_that_the_records_are_of():
-    for path in SHIPPED.root.glob("shift/*/*.json"):
+    assert (paths := list(SHIPPED.root.glob("shift/*/*.json")))
+    for path in paths:
         kept = json.loads(path.read_text())
         record = SHIPPED.find(kept["run"])
         assert record and record.outcome["weights"] == kept["weights"], path.name

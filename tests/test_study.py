@@ -216,7 +216,7 @@ def test_a_process_that_is_killed_fails_what_it_trained_and_nothing_else(tmp_pat
                 process.kill()
 
     study.log = killing
-    with pytest.raises(TrainingError, match="was killed, perhaps for lack of memory"):
+    with pytest.raises(TrainingError):
         study.ensure(items)
     failed = [line for line in study.lines if line.startswith("failed: ")]
     assert 2 <= len(failed) <= 4  # what two processes had, and what was handed to them
