@@ -135,7 +135,7 @@ def reproduce(study, notebooks: list[Path], parameters: dict, options) -> int:
 
     numbers, failed = [path.name[:2] for path in notebooks], False
     if options.force or options.runs_only:
-        study.images.train_labels  # noqa: B018 - without the images nothing is forgotten, because nothing can be trained
+        study.images.train_labels  # noqa: B018 - without images nothing is forgotten: nothing can be trained
     if options.force:
         forget(study, numbers)
     if not study.has_images:

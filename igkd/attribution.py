@@ -153,7 +153,7 @@ def integrated_gradients(
 
 
 def completeness_error(delta: Tensor, rise: Tensor) -> float:
-    """Mean size of `delta` over that of `rise`: how far attributions are from adding up, as a share of what they should add up to.
+    """Mean size of `delta` over that of `rise`: how far sums of attributions miss, as a share of what is due.
 
     Parameters
     ----------
@@ -255,7 +255,7 @@ def saliency_map(attributions: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode: dropout is off and batch norm keeps its statistics. Modes are restored at the end."""
+    """The model in evaluation mode: dropout is off, batch norm keeps its statistics. Modes are restored at the end."""
     # Module by module, because model.train() would also wake those that were frozen in evaluation mode.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

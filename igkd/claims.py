@@ -290,8 +290,9 @@ def _maps(study: Study) -> dict:
     """C7: maps that training would compute for each that is computed once."""
     p, many, few = ARMS["IG"].overlay_prob, RECIPES["paper"].num_epochs, study.profile.recipe.num_epochs
     return {"the paper says": "computing the maps once replaces a large cost during training by a one-time cost",
-            "published": "no size stated", "here": f"{p * many:g} times fewer maps in {many} epochs, {p * few:.1f} in {few}",
-            "n": "–", "verdict": ("" if p * many > 1 else "not ") + "reproduced (counted)", "notebook": "02"}  # fmt: skip
+            "published": "no size stated", "n": "–",
+            "here": f"{p * many:g} times fewer maps in {many} epochs, {p * few:.1f} in {few}",
+            "verdict": ("" if p * many > 1 else "not ") + "reproduced (counted)", "notebook": "02"}  # fmt: skip
 
 
 def ledger(study: Study) -> pd.DataFrame:

@@ -70,7 +70,7 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
 
 
 def _train_all(study: Study, items: list[Planned]) -> Iterator[tuple[Planned, Record | str]]:
-    """`igkd.study.TrainAll` on the cluster: all runs are queued there, and those not yet begun leave when time is up."""
+    """`igkd.study.TrainAll` on the cluster: all runs are queued there; those not yet begun leave when time is up."""
     if not items:
         return
     device = study.compute.device
@@ -102,7 +102,7 @@ def _train_all(study: Study, items: list[Planned]) -> Iterator[tuple[Planned, Re
 
 
 def _train(run: Run, key: str, device: str, images: ImageSet, digest: str | None, signals: Signals):
-    """Train one run on a machine of the cluster, where nothing of it stays: its record, or what went wrong, and weights."""
+    """Train one run on a machine of the cluster, where nothing of it stays; record or error, and weights."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # by which Ray would cancel it although it has begun
     if run.key != key:
         raise InputError("a machine of the cluster has another version of igkd; install the same on all")

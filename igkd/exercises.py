@@ -28,8 +28,8 @@ NO_SOFTMAX = "a softmax is missing: logits are no probabilities yet"
 NO_FACTOR = "that is a cross-entropy, and it lacks the factor that makes up for the temperature"
 ONE_ARM = "the spread is that of the runs of one arm; here it is the differences of pairs that vary"
 
-#: Number -> what to hand in; the function, which takes the answer and by keyword what else of the notebook it needs; how
-#: far numbers may be from the truth, as a share of it.
+#: Number -> what to hand in; the function, which takes the answer and by keyword what else of the notebook it needs;
+#: how far numbers may be from the truth, as a share of it.
 EXERCISES: dict[str, tuple[str, Callable, float]] = {}
 
 

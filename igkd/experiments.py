@@ -285,7 +285,7 @@ def paper_recipe(plan: Plan) -> list[Planned]:
 
 
 def shown(plan: Plan) -> list[Planned]:
-    """The students whose networks the notebooks show, not only their accuracy: their weights come with the repository."""
+    """The students whose networks the notebooks show, not only their accuracy; their weights are in the repository."""
     return [item for item in factorial(plan) if item.labels["seed"] == 0]
 
 

@@ -50,8 +50,8 @@ def save(figure: Figure, name: str, study, table: pd.DataFrame | str | None) -> 
         scored = table.scored_on.iloc[0] if "scored_on" in table else f"{_range(table.n_test)} images"
         keys = " ".join(dict.fromkeys(table.key))
         stamp = (
-            f"profile {study.profile.name} · {study.data_name}, trained on {_range(table.n_train)}, scored on {scored} · "
-            f"{len(table)} run{'s' * (len(table) != 1)} · records {records_digest(table)}"
+            f"profile {study.profile.name} · {study.data_name}, trained on {_range(table.n_train)}, scored on {scored} "
+            f"· {len(table)} run{'s' * (len(table) != 1)} · records {records_digest(table)}"
         )
     # Laid out once: each format, and the notebook's picture, would do it again.
     figure.draw_without_rendering()
@@ -72,7 +72,7 @@ def show(figure: Figure) -> None:
 
 
 def alternative(figure: Figure) -> str:
-    """A picture in words, for those who do not see it: titles, axes with the names along them, what is written in it."""
+    """A picture in words, for those who do not see it: titles, axes and the names along them, what is written in it."""
     said = [figure.get_suptitle()]
     for axes in figure.axes:
         said.append(axes.get_title())
@@ -435,7 +435,7 @@ def compression_accuracy(sources: dict[str, pd.DataFrame]) -> Figure:
     --------
     >>> two = pd.DataFrame({"arm": ["Student", "KD+IG"], "compression_factor": 4.0, "accuracy": [0.5, 0.6]})
     >>> left, right = (axis.collections[0].get_paths() for axis in compression_accuracy({"z": two, "a": two}).axes)
-    >>> np.array_equal(left[0].vertices, right[1].vertices)  # z has one marker in both, and comes last in the differences
+    >>> np.array_equal(left[0].vertices, right[1].vertices)  # z: one marker in both, last in the differences
     True
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))

@@ -230,7 +230,7 @@ def load_images(
           all images of one size;
         - an ``.npz`` file with ``train_images``, ``test_images`` (N, H, W, 3) uint8, ``train_labels``,
           ``test_labels`` (N,) integers, and ``class_names`` (strings);
-        - the word ``download``: the official files, downloaded to the repository's ``data/cifar10`` if they are not there;
+        - the word ``download``: the official files, downloaded to the repository's ``data/cifar10`` if not there;
         - the word ``digits``: those.
     test_alone : bool, default False
         Test images are enough; then the set may have no training images, and classes without a test image.

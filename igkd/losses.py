@@ -43,9 +43,9 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     ``size_average=False`` and divides it by B, which is the same number. With the paper's alpha = 0.01
     and T = 2.5 it is weighed by alpha * T^2 = 0.0625 against 0.99 of cross-entropy.
 
-    Lower precision than float32 is raised to float32 before the softmax. Above T = 20 float64 is needed: the loss is T^2
-    times the tiny difference of two nearly uniform distributions. A class whose teacher logit is -inf has p = 0, so its
-    term is 0.
+    Lower precision than float32 is raised to float32 before the softmax. Above T = 20 float64 is needed: the loss is
+    T^2 times the tiny difference of two nearly uniform distributions. A class whose teacher logit is -inf has p = 0, so
+    its term is 0.
 
     References
     ----------

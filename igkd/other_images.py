@@ -34,8 +34,8 @@ from igkd.training import confusion, measures, predict
 VARIABLE = "IGKD_IMAGENET"
 #: How to get them; the end of every message about missing or damaged ones.
 WAYS = (
-    "(1) the ILSVRC 2012 validation images of image-net.org sorted into val/<synset>/*, (2) a folder test/<class>/* with "
-    "CIFAR-10's class names, or (3) an .npz file with test_images, test_labels and class_names; name it in the "
+    "(1) the ILSVRC 2012 validation images of image-net.org sorted into val/<synset>/*, (2) a folder test/<class>/* "
+    "with CIFAR-10's class names, or (3) an .npz file with test_images, test_labels and class_names; name it in the "
     f"environment variable {VARIABLE} or with -p imagenet PATH"
 )
 #: Kinds of corruption and their levels: JPEG quality, standard deviation of the noise as a share of the range of

@@ -189,8 +189,8 @@ class Recipe(_Checked):
     Raises
     ------
     InputError
-        If the optimizer is unknown or a number is out of its range: `num_epochs` and `batch_size` are 1 or more, `lr` is
-        above 0, `weight_decay`, `padding` and `cutout` are 0 or more, in `scales` all are above 0 and up to 1.
+        If the optimizer is unknown or a number is out of its range: `num_epochs` and `batch_size` are 1 or more, `lr`
+        is above 0, `weight_decay`, `padding` and `cutout` are 0 or more, in `scales` all are above 0 and up to 1.
     """
 
     num_epochs: int

@@ -111,7 +111,7 @@ def load_signals(
 
 
 def needed(run: Run) -> tuple:
-    """What `load_signals` makes a run's signals of: its `SignalSpec`, padding, and which kinds, attention by its tap."""
+    """What `load_signals` makes a run's signals of: its `SignalSpec`, padding, which kinds (attention by its tap)."""
     method = run.method
     tap = attention_tap(run.architecture.blocks_removed) if method.gamma else None
     return run.signals, run.recipe.padding, bool(method.alpha), tap, bool(method.overlay_prob)
@@ -131,8 +131,8 @@ def load_maps(
 ) -> Tensor:
     """IG maps (N, H, W) float16 of all training images for their labels, read from `folder` or computed and kept there.
 
-    They have the steps and the baseline of `spec`. The other parameters are those of `load_signals`; `log` gets two lines
-    when maps are computed, the second with their completeness error (see `igkd.attribution`).
+    They have the steps and the baseline of `spec`. The other parameters are those of `load_signals`; `log` gets two
+    lines when maps are computed, the second with their completeness error (see `igkd.attribution`).
     """
     # IG makes its own batches of the points on all paths; what it does once a call is dear on a GPU.
     at_once = IMAGES_AT_ONCE if compute.device == "cpu" else MAX_BATCH_SIZE_ACCELERATOR
@@ -191,8 +191,8 @@ def _augmented_once(images: ImageSet, kind: str, padding: int) -> ImageSet:
 def check_alignment(logits: Tensor, labels: np.ndarray, teacher_accuracy: float) -> None:
     """Check that signals read by data-set index belong to the images of that index.
 
-    The teacher's cached logits must name at least half as many labels beyond chance as the teacher does. Shuffled logits
-    name labels by chance, one in K, so a good teacher's are never taken for the right ones.
+    The teacher's cached logits must name at least half as many labels beyond chance as the teacher does. Shuffled
+    logits name labels by chance, one in K, so a good teacher's are never taken for the right ones.
 
     Parameters
     ----------

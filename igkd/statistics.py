@@ -29,8 +29,8 @@ def compare(
 
     Runs that share `pair_by` are compared in pairs; with ``pair_by=None`` by Welch's test. A pair with fewer runs than
     `least` keeps its row without interval and p, and counts in Holm's correction: give the number that was declared, as
-    an interval that one looks at until it pleases is none. A row a pair, columns `COLUMNS` and ``p_holm``; `value` and so
-    means, difference and interval are fractions.
+    an interval that one looks at until it pleases is none. A row a pair, columns `COLUMNS` and ``p_holm``; `value`, and
+    so means, difference and interval, are fractions.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def power(difference: float, sd: float, n: int, *, paired: bool = True, alpha: f
     if not (n >= 2 and sd > TINY):
         return np.nan
     df, pairs = (n - 1, n) if paired else (2 * n - 2, n / 2)
-    # The square of t is F; statsmodels adds two tails of t, of which SciPy returns some as NaN. At 0 SciPy's F is wrong.
+    # The square of t is F. statsmodels adds two tails of t, some of which SciPy gives as NaN; at 0 SciPy's F is wrong.
     return float(np.clip(stats.ncf.sf(stats.f.isf(alpha, 1, df), 1, df, pairs * (difference / sd) ** 2), alpha, 1))
 
 
@@ -170,8 +170,8 @@ def simulate_null(
 ) -> pd.DataFrame:
     """What 4000 simulated studies find in which all arms are the same: one row a study, p-values and gains.
 
-    `correlation`, 0 to 1, is that of runs of one pair. ``any_arm`` is the smallest p-value of all arms, ``any_look`` that
-    of tests after two, three, ... n pairs; ``best_gain`` compares best runs.
+    `correlation`, 0 to 1, is that of runs of one pair. ``any_arm`` is the smallest p-value of all arms, ``any_look``
+    that of tests after two, three, ... n pairs; ``best_gain`` compares best runs.
     """
     if not 0 <= correlation <= 1:
         raise InputError(f"the correlation is {correlation}; give a number from 0 to 1")
@@ -203,7 +203,7 @@ def _right(predictions, labels) -> pd.DataFrame:
 
 
 def agreement(predicted, teacher, labels) -> pd.Series:
-    """Share of images that a student puts into its teacher's class: of all, and of those that the teacher gets wrong."""
+    """Share of images that a student puts into its teacher's class: of all, of those that the teacher gets wrong."""
     same, right = _right(predicted, teacher).loc[0], _right(teacher, labels).loc[0]
     return pd.Series({"all": same.mean(), "teacher_wrong": same[~right].mean()})
 
@@ -226,9 +226,9 @@ def crossed_interval(values, groups=None) -> pd.Series:
     """Mean of runs (rows) on images (columns), and how far other runs and other images would move it.
 
     The mean over `groups` of images, such as their classes (N,), if given. Returned are ``mean``; its standard errors
-    from ``runs``, from ``images`` and from ``both``; ``low`` and ``high``, the 95 % t-interval of both, with the degrees
-    of freedom of the runs. Runs and images are crossed random effects: the scatter of single runs on single images is
-    in the first two errors and counts once in the third.
+    from ``runs``, from ``images`` and from ``both``; ``low`` and ``high``, the 95 % t-interval of both, with the
+    degrees of freedom of the runs. Runs and images are crossed random effects: the scatter of single runs on single
+    images is in the first two errors and counts once in the third.
 
     Examples
     --------

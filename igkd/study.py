@@ -190,7 +190,7 @@ class Study:
 
     @cached_property
     def at_laptop_size(self) -> "Study":
-        """Where constants are searched and integration steps compared: this study, for the paper profile the laptop's."""
+        """Where constants are searched and integration steps compared: this study, for the paper's the laptop's."""
         if self.profile.search or self.own_images:
             return self
         return Study("laptop", self.data, self.compute.device, self.root, self.log, self.jobs)
@@ -498,7 +498,7 @@ class Study:
         return {arm: self.predictions([items[arm, seed] for seed in shared]) for arm in arms}
 
     def table(self, planned: list[Planned]) -> pd.DataFrame:
-        """The records that are here, one row a planned run: its labels, ``key``, the numbers of its outcome, ``seconds``."""
+        """The records that are here, a row a run: its labels, ``key``, the numbers of its outcome, ``seconds``."""
         rows = []
         for item in planned:
             record = self.store.find(item.run.key)

@@ -28,7 +28,7 @@ def test_it_is_valid_and_clean(path):
     assert 'profile = "demo"' in parameters.source and not {"widgets", "papermill"} & set(notebook.metadata)
     for cell in notebook.cells:
         assert not {"papermill", "execution"} & set(cell.metadata)
-        # Cells that use pixels can be skipped, so that other profiles are redrawn from records where the images are not.
+        # Cells that use pixels can be skipped, so that other profiles are redrawn where the images are not.
         pixels = re.search(r"(train|test)_(images|labels)\b|ig_maps\(|study\.signals\(", cell.source)
         assert cell.cell_type != "code" or not pixels or "needs-images" in cell.metadata.get("tags", ()), cell.source
     for shown in outputs(notebook):
@@ -40,7 +40,7 @@ def test_it_is_valid_and_clean(path):
 
 @pytest.fixture(scope="module")
 def demo():
-    """`python run_all.py`, as a reader would, and its trainings a second time; what is trained here is not trained again."""
+    """`python run_all.py`, as a reader would, and its trainings a second time."""
     commands = [[sys.executable, "run_all.py", *more] for more in ([], ["--runs-only"])]
     return [subprocess.run(command, cwd=ROOT, capture_output=True, text=True) for command in commands]
 

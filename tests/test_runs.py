@@ -41,7 +41,10 @@ FIELDS = {
         "optimizer": (("adam", "muon"), ("Adam", None)), "lr": ((1e-9, 0.04, 1e30), ABOVE_0),
         "one_cycle": ((False,), ()), "weight_decay": ((0, 10.0), FROM_0), "padding": ((0, 3), COUNT),
         "cutout": ((0, 4), COUNT),
-        "scales": (((), ((0.5, 1),), ((0.5, 1), (1, 1))), [((0.5, 0.5), (scale, 1.0)) for scale in PART] + [((0.5, 0),)]),
+        "scales": (
+            ((), ((0.5, 1),), ((0.5, 1), (1, 1))),
+            [((0.5, 0.5), (scale, 1.0)) for scale in PART] + [((0.5, 0),)],
+        ),
     },
     "signals": {
         "teacher": (("fedcba9876543211",), ()), "variant": (("released",), ()), "baseline": (("black",), ()),

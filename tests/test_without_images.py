@@ -78,7 +78,7 @@ def test_recorded_runs_are_shown_and_missing_ones_ask_for_the_images(studies):
 
 
 def test_the_program_draws_what_is_recorded_and_forgets_nothing(studies):
-    """Cells that need the images are skipped, and keep the outputs of the repository if those are of the same profile."""
+    """Cells that need the images are skipped, and keep the repository's outputs of the same profile."""
     root = studies[0].root
     (root / "images.npz").unlink()
     small_repository(root)
