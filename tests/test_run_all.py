@@ -122,7 +122,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_trainings_too(tmp_path):
 
 def test_ctrl_c_stops_the_kernel(repository):
     pid_file = repository / "kernel"
-    process = start(repository / "run_all.py", "--only", "03", "-p", "lr", "0.2")
+    process = start(repository / "run_all.py", "--only", "03", "-p", "lr", "0.2", cwd=repository)
     while process.poll() is None and not (pid_file.exists() and pid_file.read_text()):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
