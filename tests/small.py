@@ -1,5 +1,6 @@
 """The smallest images, networks and trainings that still behave like the real ones."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,13 @@ COMPUTE = Compute("cpu", bfloat16=False)
 #: 40 images in batches of 8: five steps an epoch.
 RECIPE = Recipe(num_epochs=2, batch_size=8, padding=2)
 ALL = Method(alpha=0.3, temperature=2.0, overlay_prob=0.5, gamma=5.0)
+
+
+def wait(process, ready):
+    """Until it is ready or the process has ended; what is missing after two minutes, the assertions say."""
+    until = time.time() + 120
+    while process.poll() is None and not ready() and time.time() < until:
+        time.sleep(0.01)
 
 
 def small_images(seed: int = 0, n_train: int = 40, n_test: int = 12, num_classes: int = 4) -> ImageSet:

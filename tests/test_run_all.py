@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import nbformat
@@ -15,7 +14,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from igkd.records import write_atomically
-from small import ROOT
+from small import ROOT, wait
 from test_study import digits, record, study_of, with_teacher
 
 PARAMETERS = 'profile = "demo"\ndata = ""\ndevice = "auto"\nn_steps = 8  # of the integral\nlr = 0.1'
@@ -111,8 +110,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_trainings_too(tmp_path):
     options = ["--runs-only", "--only", "00", "--jobs", "2"]
     process = start(tmp_path / "run_all.py", *options, start_new_session=True)
     # An unfinished training keeps its state from the first epoch on, so both are training.
-    while process.poll() is None and len(list(study.store.scratch.glob("checkpoints/*.pt"))) < 2:
-        time.sleep(0.02)
+    wait(process, lambda: len(list(study.store.scratch.glob("checkpoints/*.pt"))) == 2)
     started = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=60)
@@ -123,8 +121,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_trainings_too(tmp_path):
 def test_ctrl_c_stops_the_kernel(repository):
     pid_file = repository / "kernel"
     process = start(repository / "run_all.py", "--only", "03", "-p", "lr", "0.2", cwd=repository)
-    while process.poll() is None and not (pid_file.exists() and pid_file.read_text()):
-        time.sleep(0.1)
+    wait(process, lambda: pid_file.exists() and pid_file.read_text())
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and said.splitlines()[-1].startswith("run_all.py: stopped")

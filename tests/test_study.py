@@ -18,7 +18,7 @@ from igkd.records import Record, write_atomically
 from igkd.runs import Architecture, Method, SignalSpec
 from igkd.study import Study
 from igkd.training import evaluate, predict
-from small import COMPUTE, RECIPE, small_images, small_run, small_teacher
+from small import COMPUTE, RECIPE, small_images, small_run, small_teacher, wait
 
 IMAGES = small_images()
 RUN = small_run(IMAGES)
@@ -192,8 +192,7 @@ def test_after_kill_9_no_process_is_left_and_the_study_ends_as_if_nothing_had_be
     killed = program(tmp_path / "killed", 2, *epochs)
     assert "[1/3]" in killed.stdout.readline()
     checkpoints = [study.store.checkpoint_path(item.run.key) for item in items[1:]]
-    while killed.poll() is None and not all(path.exists() for path in checkpoints):
-        time.sleep(0.01)
+    wait(killed, lambda: all(path.exists() for path in checkpoints))
     training = trainers(killed.pid)
     killed.kill()
     killed.communicate()
