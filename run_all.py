@@ -76,6 +76,8 @@ def main() -> int:
     if unknown := [number for number in only if number not in numbers]:
         raise InputError(f"there is no notebook {', '.join(unknown)}; there are {', '.join(numbers)}")
     notebooks = [path for path in notebooks if path.name[:2] in only]
+    # so that kernels have this igkd, wherever they start and whatever else is installed
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     given = {name: getattr(options, name) for name in ("profile", "data", "device")} | dict(options.p)
     executes = not (options.plan or options.verify or options.publish or options.runs_only)
     parameters = {path: checked(path, given) for path in notebooks if executes}

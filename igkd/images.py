@@ -222,8 +222,8 @@ def load_images(
         ``digits``: scikit-learn's 8x8 grey digits, enlarged to 16x16, 1,347 for training and 450 for testing.
         ``cifar10``: CIFAR-10, or other images instead of it.
     data : str or Path, optional
-        Where ``cifar10`` is; the environment variable IGKD_DATA if not given, else ``data/cifar10``. A relative path is
-        looked for in the current directory, then in the repository. One of
+        Where ``cifar10`` is; the environment variable IGKD_DATA if not given, else the repository's ``data/cifar10``.
+        A relative path is looked for in the current directory, then in the repository. One of
 
         - a folder that contains ``cifar-10-batches-py``, the official files as torchvision lays them out;
         - an image folder, ``train/<class>/*`` and ``test/<class>/*``, read like `torchvision.datasets.ImageFolder`:
@@ -264,8 +264,8 @@ def load_images(
         return _digits()
     given = data or os.environ.get("IGKD_DATA")
     # Not Path.expanduser, which fails for a user that is not known; this leaves the name, and nothing is there.
-    path = OFFICIAL_FOLDER if given in (None, "", DOWNLOAD) else Path(os.path.expanduser(given))
-    if not path.exists() and (given == DOWNLOAD or (REPOSITORY / path).exists()):
+    path = REPOSITORY / OFFICIAL_FOLDER if given in (None, "", DOWNLOAD) else Path(os.path.expanduser(given))
+    if not path.exists() and (REPOSITORY / path).exists():
         path = REPOSITORY / path  # a notebook starts in its own folder
     if given == DOWNLOAD or (path / CIFAR10.base_folder).is_dir():
         arrays, classes = _official(path, given == DOWNLOAD), CIFAR10_CLASSES

@@ -20,6 +20,7 @@ from igkd.runs import Subset
 def _elsewhere(tmp_path, monkeypatch):
     """No test finds data of the reader's own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("igkd.images.REPOSITORY", tmp_path)
     monkeypatch.delenv("IGKD_DATA", raising=False)
 
 

@@ -61,7 +61,6 @@ def repository(tmp_path_factory):
 def run_all(root, *arguments):
     environment = {name: value for name, value in os.environ.items() if name not in ("IGKD_DATA", "IGKD_IMAGENET")}
     environment["IGKD_IMAGENET"] = root.name  # from where it is started
-    environment["PYTHONPATH"] = str(root)  # else a kernel takes the package of the path that the tests were given
     command = [sys.executable, root / "run_all.py", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=root.parent, env=environment)
 
