@@ -78,6 +78,7 @@ def test_a_row_has_estimate_interval_size_and_p_corrected_over_all_five_claims(m
     half = stats.t.ppf(0.975, 9) * 0.3 / 10**0.5
     assert row["here"] == f"+0.80 [{0.8 - half:+.2f}, {0.8 + half:+.2f}] points"
     assert (row["verdict"], row["n"], row["size"].split()[0]) == ("reproduced", "10", "inside")
+    assert row["share of the pairs that gain"].startswith("1.00 [0.69")  # 0.025 ** 0.1
     # an uncorrected p of 0.02 is 0.1 after Holm over five, of which four are not recorded
     mean = stats.t.isf(0.01, 9) * 0.3 / 10**0.5
     row = judged(monkeypatch, C1=(mean, 0.3, 10))

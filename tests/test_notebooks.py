@@ -10,6 +10,7 @@ import nbformat
 import pytest
 from PIL import Image
 
+from igkd import figures, published
 from igkd.experiments import NOTEBOOKS as EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,10 +56,18 @@ def test_the_demo_executes_every_notebook_and_trains_nothing_a_second_time(demo)
         assert any("image/png" in shown.get("data", {}) for shown in outputs(executed))
 
 
+def test_the_same_runs_draw_the_same_picture(tmp_path):
+    panels = dict.fromkeys("ab", published.ablation_runs().assign(seed=0))
+    for name in ("1", "2"):
+        figures.shifted_arms(panels, {}).savefig(tmp_path / name)
+    assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
+
+
 def test_figures_say_what_they_were_drawn_from(demo):
     pictures = sorted((ROOT / "build" / "demo" / "figures").glob("*.png"))
     assert len(pictures) >= 8
     for path in pictures:
         with Image.open(path) as picture:
             assert re.search("profile demo · |published values only", picture.text["Description"]), path.name
+        assert path.with_suffix(".pdf").exists()
         assert b"/CreationDate" not in path.with_suffix(".pdf").read_bytes()  # the same records give the same bytes

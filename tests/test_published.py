@@ -59,6 +59,8 @@ def test_parameter_ratios_are_the_factors_in_the_released_file_names():
 def test_the_headline_by_hand():
     best = RECOMPUTED.loc["gain, best KD+IG run minus best Student run (points)"]
     assert (best.recomputed, best.published) == (pytest.approx(1.08), 1.1)
+    assert RECOMPUTED.loc["gain, mean minus mean (points)", "recomputed"] == pytest.approx(0.834)
+    assert published.stated("teacher_accuracy") == 93.91
     runs = published.ablation_runs().pivot(index="run", columns="arm", values="accuracy")
     difference = runs["KD+IG"] - runs["Student"]
     p = 2 * stats.t.sf(difference.mean() / (difference.std() / 10**0.5), 9)

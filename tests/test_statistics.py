@@ -63,6 +63,8 @@ def test_holm_is_statsmodels_and_the_worked_case():
 
 def test_a_table_in_points_has_intervals_from_four_runs_on():
     compared = st.compare(table(A=[0.5, 0.52], B=[0.5, 0.5], C=[0.4, 0.4]), [("A", "B"), ("C", "B")])
+    text = st.in_points(compared).to_html()
+    assert "+1.00" in text and "-10.00" in text and "–" in text and "nan" not in text
     shown = st.in_points({"few": compared, "many": compared.assign(n=4)}, "runs").data
     assert shown.index[0] == ("few", "A", "B") and shown.points.tolist() == pytest.approx([1, -10] * 2)
     assert shown["95 % from"].notna().tolist() == [False, False, True, False]  # C minus B does not vary

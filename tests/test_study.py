@@ -110,6 +110,9 @@ def test_the_table_has_what_the_records_have_and_a_second_time_nothing_is_traine
     assert table.accuracy[1] == kept.outcome["accuracy"] and table.seconds[1] == kept.provenance["seconds"]
     right = study.predictions(items) == IMAGES.test_labels
     np.testing.assert_allclose(right.mean(1), table.accuracy)
+    paired = study.paired_predictions(planned(1, 0, 2), "Student")  # in the order of the seeds, those recorded
+    np.testing.assert_array_equal(paired["Student"], study.predictions(items))
+    assert {len(rows) for rows in study.paired_predictions(items, "Student", "KD").values()} == {0}
     with pytest.raises(InputError, match="arms: Student, seed 2"):
         study.predictions(planned(0, 2))
     said = len(study.lines)
@@ -215,7 +218,7 @@ def test_a_process_that_is_killed_fails_what_it_trained_and_nothing_else(tmp_pat
                 process.kill()
 
     study.log = killing
-    with pytest.raises(TrainingError):
+    with pytest.raises(TrainingError, match="was killed, perhaps for lack of memory"):
         study.ensure(items)
     failed = [line for line in study.lines if line.startswith("failed: ")]
     assert 2 <= len(failed) <= 4  # what two processes had, and what was handed to them
