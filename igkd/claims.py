@@ -123,21 +123,15 @@ def _declared(study: Study, claim: Claim) -> list:
     return [item for item in claim.runs(study.plan) if item.labels["arm"] in (claim.arm, claim.reference)]
 
 
-def _wide(table: pd.DataFrame, claim: Claim, index=("seed",), value: str = "accuracy") -> pd.DataFrame:
-    """A row a pair: runs whose partner is missing are left out."""
-    table = table.reindex(columns=["arm", *index, value])  # without runs it has no columns
-    wide = table.pivot(index=[*index], columns="arm", values=value)
-    return wide.reindex(columns=[claim.arm, claim.reference]).dropna().astype(float)
-
-
 def by_seed(study: Study, claim: Claim) -> pd.DataFrame:
     """Pairs of test accuracies."""
-    return _wide(study.table(_declared(study, claim)), claim)
+    return statistics.paired(study.table(_declared(study, claim)), claim.arm, claim.reference)
 
 
 def by_factor(study: Study, claim: Claim) -> pd.DataFrame:
     """Means over seeds, a row a compression factor; factors with fewer than two pairs are left out."""
-    pairs = _wide(study.table(_declared(study, claim)), claim, ["blocks_removed", "seed"])
+    runs = study.table(_declared(study, claim))
+    pairs = statistics.paired(runs, claim.arm, claim.reference, ["blocks_removed", "seed"])
     factors = pairs.groupby("blocks_removed")
     return factors.mean()[factors.size() >= 2]
 
@@ -145,7 +139,8 @@ def by_factor(study: Study, claim: Claim) -> pd.DataFrame:
 def on_imagenet(study: Study, claim: Claim) -> pd.DataFrame:
     """Pairs of balanced accuracies on all images of the mapped classes, whether or not the teacher gets them right."""
     kept = other_images.kept(study, _declared(study, claim), "imagenet")
-    return _wide(kept if kept.empty else kept[kept.condition == other_images.ALL], claim, value="balanced_accuracy")
+    shown = kept if kept.empty else kept[kept.condition == other_images.ALL]
+    return statistics.paired(shown, claim.arm, claim.reference, value="balanced_accuracy")
 
 
 def _published() -> dict[str, Difference]:

@@ -16,7 +16,7 @@ from scipy import stats
 from igkd import claims
 from igkd.records import records_digest
 from igkd.runs import ARMS
-from igkd.statistics import LEAST_SHOWN, crossed_interval, t_interval
+from igkd.statistics import LEAST_SHOWN, crossed_interval, paired, t_interval
 
 #: One colour for each arm, in all figures.
 ARM_COLOURS = dict(zip(ARMS, sns.color_palette("colorblind", len(ARMS)), strict=True))
@@ -202,8 +202,7 @@ def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
     gains = []
     for axis, (data, frame) in zip(axes, panels.items(), strict=True):
         _runs_of_arms(axis, frame)
-        paired = frame[frame.groupby("seed").arm.transform("size") == 2] if "seed" in frame else frame
-        means = 100 * paired.groupby("arm").accuracy.mean().reindex(["KD+IG", "Student"])
+        means = 100 * (paired(frame).mean() if "seed" in frame else frame.groupby("arm").accuracy.mean())
         gains.append(means["KD+IG"] - means["Student"])
         axis.set(title=f"{data}, {_range(frame.groupby('arm').size())} runs an arm", xlabel="", ylabel="")
     figure.suptitle("KD+IG minus Student: {:+.2f} points published, {:+.2f} here, in the mean".format(*gains))
@@ -443,14 +442,14 @@ def compression_accuracy(sources: dict[str, pd.DataFrame]) -> Figure:
     table = table[table.arm.isin(["Student", "KD+IG"])].assign(percent=lambda rows: 100 * rows.accuracy)
     look = {"x": "compression_factor", "style": "source", "style_order": list(sources), "markers": True, "s": 45}
     sns.scatterplot(table, y="percent", hue="arm", palette=ARM_COLOURS, hue_order=["Student", "KD+IG"], ax=left, **look)
-    index = ["source", "compression_factor", "seed"]
-    gain = table.pivot(index=index, columns="arm", values="accuracy").eval("100 * (`KD+IG` - Student)").rename("gain")
+    gain = paired(table, by=["source", "compression_factor", "seed"]).eval("100 * (`KD+IG` - Student)").rename("gain")
     colours = {name: ARM_COLOURS["KD+IG"] if name.startswith("here") else "0.45" for name in sources}
     sns.scatterplot(gain.reset_index(), y="gain", hue="source", palette=colours, ax=right, **look)
     right.axhline(0, color=ARM_COLOURS["Student"], lw=1.2)
     left.set(ylabel="test accuracy (%)", title="accuracy")
-    ours = {name: gain[name].groupby("compression_factor").mean() for name in sources if name.startswith("here")}
-    means = [f"{each.mean():+.2f}, mean of {len(each)} factors ({name})" for name, each in ours.items()]
+    means = gain.groupby(["source", "compression_factor"]).mean().groupby("source").agg(["mean", "size"])
+    ours = means.reindex([name for name in sources if name.startswith("here")]).dropna().itertuples()
+    means = [f"{mean:+.2f}, mean of {size:.0f} factors ({name})" for name, mean, size in ours]
     right.set(ylabel="points", title="\n".join(["KD+IG minus Student", *means]))
     for axis in (left, right):
         axis.set(xscale="log", xlabel="compression factor")

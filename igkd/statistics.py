@@ -62,6 +62,20 @@ def compare(
     return table.assign(p_holm=holm(table.p))
 
 
+def paired(runs: pd.DataFrame, arm="KD+IG", reference="Student", by=("seed",), value="accuracy") -> pd.DataFrame:
+    """Runs of two arms beside each other: a row for each `by` that both have, a column an arm with its `value`.
+
+    Examples
+    --------
+    >>> runs = pd.DataFrame({"arm": ["Student", "KD+IG", "Student"], "seed": [0, 0, 1], "accuracy": [0.5, 0.75, 0.25]})
+    >>> paired(runs).eval("`KD+IG` - Student").tolist()  # seed 1 has no partner
+    [0.25]
+    """
+    table = runs.reindex(columns=["arm", *by, value])  # without runs it has no columns
+    wide = table.pivot(index=[*by], columns="arm", values=value)
+    return wide.reindex(columns=[arm, reference]).dropna().astype(float)
+
+
 def holm(p: pd.Series) -> pd.Series:
     """P-values of one declared family after Holm's correction; a NaN was asked too, so it counts."""
     # Not statsmodels' multipletests, which collects garbage at each call: most of a second beside PyTorch.
