@@ -92,7 +92,7 @@ PROFILES = {
         recipe_cut=15,
         other_n_steps=2,
         search=one_at_a_time((0.01, 0.5, 0.9), (1.0, 4.0), (0.1, 0.5), (0.8, 1000.0)),
-        tuned=Method(alpha=0.9, temperature=4.0, overlay_prob=0.1),
+        tuned=Method(alpha=0.5, temperature=1.0, overlay_prob=0.1),
     ),
     "laptop": Profile(
         "laptop",
