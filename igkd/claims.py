@@ -246,6 +246,7 @@ def examine(claim: Claim, gains: pd.Series, of_size: bool, p: float) -> dict[str
     if complete:
         found = "no, a loss" if interval[1] < 0 else "yes" if interval[0] > 0 and p < 0.05 else "no"
         row["a gain?"] = f"{found} (p = {p:.2g}, Holm over {len(GAINS)} claims)"
+        row["90 % interval"] = "{:+.2f} to {:+.2f}, margin {:.2f} points".format(*(100 * x for x in (*narrow, margin)))
         row["size"] = "below" if estimate < low else "above" if estimate > high else "inside"
         row["size"] += f" [{100 * low:+.2f}, {100 * high:+.2f}], the prediction interval of the published gain"
     if row["verdict"] == "inconclusive" and sd > 0:
@@ -254,14 +255,32 @@ def examine(claim: Claim, gains: pd.Series, of_size: bool, p: float) -> dict[str
     return row
 
 
-def _gain_rows(study: Study) -> dict[str, dict]:
-    """The five claimed gains; their p-values are corrected together, and one that is not complete counts too."""
+def gains(study: Study) -> dict[str, pd.Series]:
+    """Arm minus reference of each claimed gain, a value a pair."""
     pairs = {number: claim.pairs(study, claim) for number, claim in GAINS.items()}
-    gains = {number: each[GAINS[number].arm] - each[GAINS[number].reference] for number, each in pairs.items()}
-    tested = [number for number, claim in GAINS.items() if len(gains[number]) >= claim.declared]
-    p = pd.Series({number: stats.ttest_1samp(gains[number], 0).pvalue for number in tested}).reindex([*GAINS])
-    corrected = zip(GAINS, statistics.holm(p), strict=True)
-    return {number: examine(GAINS[number], gains[number], study.full_size, each) for number, each in corrected}
+    return {number: each[GAINS[number].arm] - each[GAINS[number].reference] for number, each in pairs.items()}
+
+
+def p_values(found: dict[str, pd.Series]) -> pd.Series:
+    """P-value of each of these `gains`, by a t-test, before Holm's correction; NaN before the declared pairs are there.
+
+    They are corrected together, and one that is NaN counts, too (`igkd.statistics.holm`).
+    """
+    p = {
+        number: stats.ttest_1samp(each, 0).pvalue
+        for number, each in found.items()
+        if len(each) >= GAINS[number].declared
+    }
+    return pd.Series(p).reindex([*GAINS])
+
+
+def _gain_rows(study: Study) -> dict[str, dict]:
+    """The five claimed gains."""
+    found = gains(study)
+    corrected = statistics.holm(p_values(found))
+    return {
+        number: examine(claim, found[number], study.full_size, corrected[number]) for number, claim in GAINS.items()
+    }
 
 
 def _latency(study: Study) -> dict:

@@ -125,7 +125,7 @@ def told_with_images(right, reference, groups=None) -> str:
     return (
         f"gain {found['mean']:+.2f} points (n = {len(right)}); standard error: {found.runs:.2f} from seeds, "
         f"{found.images:.2f} from images, {found.both:.2f} from both\n"
-        f"95 % interval with both: {found.low:+.2f} to {found.high:+.2f} points"
+        f"95 % interval with both: {found.low:+.2f} to {found.high:+.2f} points, p = {found.p:.2g}"
     )
 
 

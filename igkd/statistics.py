@@ -240,14 +240,14 @@ def crossed_interval(values, groups=None) -> pd.Series:
     """Mean of runs (rows) on images (columns), and how far other runs and other images would move it.
 
     The mean over `groups` of images, such as their classes (N,), if given. Returned are ``mean``; its standard errors
-    from ``runs``, from ``images`` and from ``both``; ``low`` and ``high``, the 95 % t-interval of both, with the
-    degrees of freedom of the runs. Runs and images are crossed random effects: the scatter of single runs on single
-    images is in the first two errors and counts once in the third.
+    from ``runs``, from ``images`` and from ``both``; ``low`` and ``high``, the 95 % t-interval of both, and the
+    two-sided ``p``, with the degrees of freedom of the runs. Runs and images are crossed random effects: the scatter of
+    single runs on single images is in the first two errors and counts once in the third.
 
     Examples
     --------
     >>> crossed_interval([[2, 1], [1, -2]]).round(2).to_dict()
-    {'mean': 0.5, 'runs': 1.0, 'images': 1.0, 'both': 1.32, 'low': -16.31, 'high': 17.31}
+    {'mean': 0.5, 'runs': 1.0, 'images': 1.0, 'both': 1.32, 'low': -16.31, 'high': 17.31, 'p': 0.77}
     """
     table = np.asarray(values, dtype=float)
     n, groups = len(table), np.zeros(table.shape[1]) if groups is None else np.asarray(groups)
@@ -262,5 +262,6 @@ def crossed_interval(values, groups=None) -> pd.Series:
     # What is counted twice is an estimate, too, which chance can make larger than one of the two errors.
     errors = np.sqrt([of_runs, of_images, max(of_runs + of_images - of_single, of_runs, of_images)])
     low, high = stats.t.interval(0.95, n - 1, means.mean(), errors[2])
-    names = ["mean", "runs", "images", "both", "low", "high"]
-    return pd.Series([means.mean(), *errors, low, high], names)
+    p = 2 * stats.t.sf(abs(means.mean()) / errors[2], n - 1)
+    names = ["mean", "runs", "images", "both", "low", "high", "p"]
+    return pd.Series([means.mean(), *errors, low, high, p], names)
