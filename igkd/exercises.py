@@ -28,10 +28,6 @@ NO_SOFTMAX = "a softmax is missing: logits are no probabilities yet"
 NO_FACTOR = "that is a cross-entropy, and it lacks the factor that makes up for the temperature"
 ONE_ARM = "the spread is that of the runs of one arm; here it is the differences of pairs that vary"
 
-#: Number -> what to hand in; the function, which takes the answer and by keyword what else of the notebook it needs;
-#: how far numbers may be from the truth, as a share of it.
-EXERCISES: dict[str, tuple[str, Callable, float]] = {}
-
 
 def check(exercise: str, answer, **given) -> str:
     """Is this the right answer?
@@ -110,14 +106,6 @@ def _call(function, *arguments):
         raise Hint(f"the function stops with {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 
 
-def _exercise(number: str, asked: str, rtol: float = 1e-4):
-    def register(judge: Callable) -> Callable:
-        EXERCISES[number] = asked, judge, rtol
-        return judge
-
-    return register
-
-
 def _normal(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -138,14 +126,12 @@ def _planned(by_seed: pd.DataFrame, solve: Callable) -> tuple[float, dict]:
     }
 
 
-@_exercise("00.2", "the number of pairs of runs", rtol=0.01)
 def _pairs_needed(answer, runs: pd.DataFrame):
     by_seed = runs.pivot(index="seed", columns="arm", values="accuracy")
     truth, hints = _planned(by_seed, lambda test, sd: np.ceil(test.solve_power(0.003 / sd, alpha=0.05, power=0.8)))
     return answer, truth, hints | {"0.3 points are not 0.3: accuracies here are fractions": 2}
 
 
-@_exercise("00.3", "a function soften(logits, temperature)")
 def _soften(answer):
     logits, temperature = 4 * _normal(3, 5, 10), 2.5
     soft = logits / temperature
@@ -158,7 +144,6 @@ def _soften(answer):
     return _call(answer, logits, temperature), soft.softmax(1), hints
 
 
-@_exercise("01.3", "the mean entropy in nats, to three decimals", rtol=5e-4)  # it is close to ln K
 def _entropy_of_soft_outputs(answer, logits: torch.Tensor):
     def entropy(temperature: float) -> float:
         return stats.entropy((logits.double() / temperature).softmax(1).numpy(), axis=1).mean()
@@ -172,7 +157,6 @@ def _entropy_of_soft_outputs(answer, logits: torch.Tensor):
     return answer, entropy(20), hints
 
 
-@_exercise("02.2", "a function ig(f, x, baseline, n_points)")
 def _trapezoid(answer):
     inner, outer, x, baseline = _normal(0, 6, 8), _normal(1, 8), _normal(2, 6), 0.3 * _normal(3, 6)
 
@@ -196,7 +180,6 @@ def _trapezoid(answer):
     return _call(answer, f, x, baseline, 4), ig(4), hints
 
 
-@_exercise("02.3", "a function seen(image, ig_map, mirror)")
 def _seen(answer):
     image, ig_map = _normal(0, 3, 6, 8).sigmoid(), 0.2 + 0.1 * _normal(1, 6, 8).square()
     scaled = (ig_map - ig_map.min()) / (ig_map.max() - ig_map.min())
@@ -216,7 +199,6 @@ def _seen(answer):
     return [_numbers(_call(answer, image, ig_map, mirror)) for mirror in (False, True)], both(seen), hints
 
 
-@_exercise("03.1", "a function kd_loss(student_logits, teacher_logits, temperature)")
 def _kd_loss(answer):
     student, teacher, temperature = 2 * _normal(0, 6, 5), 2 * _normal(1, 6, 5), 3.0
     soft_student, p = student / temperature, (teacher / temperature).softmax(1)
@@ -238,7 +220,6 @@ def _kd_loss(answer):
     return _call(answer, student, teacher, temperature), truth, hints
 
 
-@_exercise("03.2", "a function gain(runs)")
 def _gain(answer):
     rng = np.random.default_rng(0)
     seeds = {"Student": range(6), "KD": range(6), "KD+IG": range(1, 5)}
@@ -254,7 +235,6 @@ def _gain(answer):
     return _call(answer, runs), truth, hints
 
 
-@_exercise("04.4", "a function weight(share, hard, attention)")
 def _weight(answer):
     share, hard, attention = 0.2, 1.6, 0.004
     truth = share * hard / ((1 - share) * attention)
@@ -267,13 +247,11 @@ def _weight(answer):
     return _call(answer, share, hard, attention), truth, hints
 
 
-@_exercise("05.3", "the difference in points", rtol=0.01)
 def _found_with_ten_pairs(answer, by_seed: pd.DataFrame):
     truth, hints = _planned(by_seed, lambda test, sd: 100 * sd * test.solve_power(None, 10, alpha=0.05, power=0.8))
     return answer, truth, hints | {"that is a fraction; points are asked for": truth / 100}
 
 
-@_exercise("05.4", "a function sign_flip_p(a, b)")
 def _sign_flip_p(answer):
     rng, n = np.random.default_rng(0), 7
     shared = rng.normal(0.9, 0.004, n)
@@ -292,7 +270,6 @@ def _sign_flip_p(answer):
     return _call(answer, a, b), truth, hints
 
 
-@_exercise("06.3", "a function balanced(confusion)")
 def _balanced(answer):
     counts = np.array([[30, 4, 0, 6], [10, 70, 0, 5], [0, 0, 0, 0], [1, 2, 2, 9]])
     right, of_class, answered, occurs = np.diag(counts), counts.sum(1), counts.sum(0), counts.sum(1) > 0
@@ -305,7 +282,6 @@ def _balanced(answer):
     return _call(answer, counts), (right[occurs] / of_class[occurs]).mean(), hints
 
 
-@_exercise("07.2", "a function speedup(teacher, student)")
 def _speedup(answer):
     rng, drift = np.random.default_rng(0), np.linspace(1, 1.6, 10)
     student, teacher = (milliseconds * drift * rng.uniform(0.95, 1.05, 10) for milliseconds in (4, 6))
@@ -320,7 +296,6 @@ def _speedup(answer):
     return _call(answer, teacher, student), np.median(steady), hints
 
 
-@_exercise("08.1", "a function least_loss(teacher_logits, temperature)")
 def _least_loss(answer):
     logits, temperature = 3 * _normal(0, 40, 5) + torch.arange(5), 2.5
     soft = (logits / temperature).softmax(1).numpy()
@@ -334,3 +309,22 @@ def _least_loss(answer):
         "a student that gives all classes the same does worse than it must": squared * (np.log(5) - own),
     }
     return _call(answer, logits, temperature), truth, hints
+
+
+#: Number -> what to hand in; the function, which takes the answer and by keyword what else of the notebook it needs;
+#: how far numbers may be from the truth, as a share of it.
+EXERCISES: dict[str, tuple[str, Callable, float]] = {
+    "00.2": ("the number of pairs of runs", _pairs_needed, 0.01),
+    "00.3": ("a function soften(logits, temperature)", _soften, 1e-4),
+    "01.3": ("the mean entropy in nats, to three decimals", _entropy_of_soft_outputs, 5e-4),  # it is close to ln K
+    "02.2": ("a function ig(f, x, baseline, n_points)", _trapezoid, 1e-4),
+    "02.3": ("a function seen(image, ig_map, mirror)", _seen, 1e-4),
+    "03.1": ("a function kd_loss(student_logits, teacher_logits, temperature)", _kd_loss, 1e-4),
+    "03.2": ("a function gain(runs)", _gain, 1e-4),
+    "04.4": ("a function weight(share, hard, attention)", _weight, 1e-4),
+    "05.3": ("the difference in points", _found_with_ten_pairs, 0.01),
+    "05.4": ("a function sign_flip_p(a, b)", _sign_flip_p, 1e-4),
+    "06.3": ("a function balanced(confusion)", _balanced, 1e-4),
+    "07.2": ("a function speedup(teacher, student)", _speedup, 1e-4),
+    "08.1": ("a function least_loss(teacher_logits, temperature)", _least_loss, 1e-4),
+}
