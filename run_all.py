@@ -282,6 +282,16 @@ def verify(study, numbers: list[str], count: int) -> int:
     return int(failed)
 
 
+def steady(output, number: int):
+    """The output of a cell of this number without what chance put into it: equal results are to give equal files."""
+    if output.output_type == "execute_result":
+        output.execution_count = number
+    for kind in [kind for kind in output.get("data", ()) if kind.startswith("text/")]:
+        named = re.sub(r"\bT_[0-9a-f]{5}(?=_|\b)", f"T_{number}", output.data[kind])  # pandas' name of a styled table
+        output.data[kind] = re.sub(r" at 0x[0-9a-f]+", "", named)
+    return output
+
+
 def publish(study, notebooks: list[Path]) -> int:
     """Copy outputs, figures, measured times and the weights of the students shown into the repository."""
     import nbformat
@@ -307,10 +317,7 @@ def publish(study, notebooks: list[Path]) -> int:
         for number, (cell, ran) in enumerate(code, 1):
             if (cell.source and ran.execution_count is None) or any(out.output_type == "error" for out in ran.outputs):
                 raise InputError(f"{path.name} was not executed to its end with the images; execute it again")
-            cell.execution_count, cell.outputs = number, ran.outputs
-            for output in cell.outputs:
-                if output.output_type == "execute_result":
-                    output.execution_count = number
+            cell.execution_count, cell.outputs = number, [steady(output, number) for output in ran.outputs]
             figures.update(re.findall(r'figures\.save\(\s*\w+,\s*"([\w-]+)"', cell.source))
         source.metadata["profile"] = study.profile.name
         write_atomically(path, (nbformat.writes(source) + "\n").encode())

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 
 import nbformat
+import pandas as pd
 import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -168,6 +169,13 @@ def test_a_run_trained_again_is_equal_and_a_changed_record_is_noticed(tmp_path, 
     study.store.add(replace(kept, outcome=changed), item.experiment)
     assert RUN_ALL["verify"](study, ["03"], 1) == 1
     assert "-1.00%" in capsys.readouterr().out
+
+
+def test_equal_tables_are_published_as_equal_text():
+    tables = [pd.DataFrame({"a": [1.5]}).style for _ in range(2)]  # each with a random name and a place in memory
+    shown = [{"text/html": table.to_html(), "text/plain": repr(table)} for table in tables]
+    outputs = [RUN_ALL["steady"](new_output("display_data", data), 3) for data in shown]
+    assert shown[0] != shown[1] and outputs[0] == outputs[1]
 
 
 def test_published_notebooks_have_outputs_and_no_trace_of_the_execution(tmp_path):
