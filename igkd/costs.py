@@ -86,7 +86,7 @@ def forward_call(model: nn.Module, batch: Tensor) -> Callable[[], Tensor]:
     return call
 
 
-def latency(calls: dict[str, Callable[[], object]], repetitions: int = 50, warm_up: int = 10) -> pd.DataFrame:
+def latency(calls: dict[str, Callable[[], object]], repetitions: int, warm_up: int = 3) -> pd.DataFrame:
     """Steady-state time of several calls, measured in turn so that drift of the machine meets all of them.
 
     Parameters
@@ -145,7 +145,7 @@ def steady_state(networks: Sequence[Architecture], rounds: dict[int, int], devic
     tables = []
     for batch_size, repetitions in rounds.items():
         batch = torch.rand(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-        table = latency({each: forward_call(model, batch) for each, model in models.items()}, repetitions, warm_up=3)
+        table = latency({each: forward_call(model, batch) for each, model in models.items()}, repetitions)
         of = [{"blocks_removed": network.blocks_removed, "batch_size": batch_size} for network in models]
         tables.append(pd.DataFrame(of).join(table.reset_index(drop=True)))
     return pd.concat(tables, ignore_index=True)
@@ -368,5 +368,5 @@ def compare_runtimes(
                 turns = calls.setdefault((batch_size, path is None), {})
                 turns[len(rows)] = partial(network, batch) if path else forward_call(model, batch)
                 rows.append({"network": name, "runtime": runtime, "batch_size": batch_size} | of)
-    timed = pd.concat(latency(turns, rounds[batch_size], warm_up=3) for (batch_size, _), turns in calls.items())
+    timed = pd.concat(latency(turns, rounds[batch_size]) for (batch_size, _), turns in calls.items())
     return pd.DataFrame(rows).join(timed)

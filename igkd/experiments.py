@@ -174,9 +174,9 @@ class Plan:
         return Run(self.data, subset, network, method, recipe or profile.recipe, signals, seed, split)
 
 
-def teacher_run(data: str, recipe: Recipe, seed: int = 0) -> Run:
+def teacher_run(data: str, recipe: Recipe) -> Run:
     """Training of a teacher on all training images."""
-    return Run(data, Subset(), Architecture(normalize=True), Method(), recipe, None, seed)
+    return Run(data, Subset(), Architecture(normalize=True), Method(), recipe, None, 0)
 
 
 def _item(plan: Plan, experiment: str, name: str, seed: int, labels=None, method=None, **changes) -> Planned:

@@ -117,8 +117,8 @@ class ImageSet:
         std = np.sqrt(np.maximum(variance, 1))
         return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
-    def take(self, n_train: int, n_test: int, seed: int = 0) -> "ImageSet":
-        """A smaller image set: stratified shares of the training and of the test images, drawn with `seed`.
+    def take(self, n_train: int, n_test: int) -> "ImageSet":
+        """A smaller image set: stratified shares of the training and of the test images, the same each time.
 
         Raises
         ------
@@ -130,8 +130,8 @@ class ImageSet:
             raise InputError(
                 f"there are {found} as this profile takes; for images of your own there is --profile paper"
             )
-        train, _ = split_rows(self.train_labels, Subset(n_train / self.n_train, seed))
-        test, _ = split_rows(self.test_labels, Subset(n_test / self.n_test, seed))
+        train, _ = split_rows(self.train_labels, Subset(n_train / self.n_train))
+        test, _ = split_rows(self.test_labels, Subset(n_test / self.n_test))
         taken = self.train_images[train], self.train_labels[train], self.test_images[test], self.test_labels[test]
         return ImageSet(self.name, *taken, self.class_names, self.flip)
 

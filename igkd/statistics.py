@@ -17,7 +17,7 @@ from igkd.errors import InputError
 from igkd.runs import DESIGN
 
 TINY = 1e-12  # rounding leaves a spread of about 1e-16 in differences of accuracies that are all equal
-POWER = 0.8  # with which plans find a difference
+ALPHA, POWER = 0.05, 0.8  # of the test with which plans find a difference
 LEAST_SHOWN = 4  # runs from which tables, figures and sentences give an interval
 COLUMNS = ["arm", "reference", "n", "n_reference", "mean", "mean_reference", "difference", "low", "high", "p"]
 
@@ -145,13 +145,13 @@ def pooled_sd(*samples) -> tuple[float, float, float]:
     return tuple(float(np.sqrt(squares / x)) for x in (df, *stats.chi2.ppf([0.975, 0.025], df)))
 
 
-def power(difference: float, sd: float, n: int, *, paired: bool = True, alpha: float = 0.05) -> float:
-    """How often n runs of each arm (pairs if `paired`, then `sd` is that of their differences) find this difference."""
+def power(difference: float, sd: float, n: int, *, paired: bool = True) -> float:
+    """How often a test at 5 % finds this difference with n runs an arm (pairs if `paired`; `sd` is of their differences)."""
     if not (n >= 2 and sd > TINY):
         return np.nan
     df, pairs = (n - 1, n) if paired else (2 * n - 2, n / 2)
     # The square of t is F. statsmodels adds two tails of t, some of which SciPy gives as NaN; at 0 SciPy's F is wrong.
-    return float(np.clip(stats.ncf.sf(stats.f.isf(alpha, 1, df), 1, df, pairs * (difference / sd) ** 2), alpha, 1))
+    return float(np.clip(stats.ncf.sf(stats.f.isf(ALPHA, 1, df), 1, df, pairs * (difference / sd) ** 2), ALPHA, 1))
 
 
 def minimum_detectable_difference(n: int, sd: float, *, paired: bool = True) -> float:
