@@ -146,7 +146,7 @@ def pooled_sd(*samples) -> tuple[float, float, float]:
 
 
 def power(difference: float, sd: float, n: int, *, paired: bool = True) -> float:
-    """How often a test at 5 % finds this difference with n runs an arm (pairs if `paired`; `sd` is of their differences)."""
+    """How often a test at 5 % finds this difference with n runs an arm (pairs if `paired`, `sd` of their differences)."""
     if not (n >= 2 and sd > TINY):
         return np.nan
     df, pairs = (n - 1, n) if paired else (2 * n - 2, n / 2)
