@@ -264,7 +264,7 @@ def gains(study: Study) -> dict[str, pd.Series]:
 def p_values(found: dict[str, pd.Series]) -> pd.Series:
     """P-value of each of these `gains`, by a t-test, before Holm's correction; NaN before the declared pairs are there.
 
-    They are corrected together, and one that is NaN counts, too (`igkd.statistics.holm`).
+    The five are corrected together, and one that is NaN counts, too (`igkd.statistics.holm`).
     """
     p = {
         number: stats.ttest_1samp(each, 0).pvalue

@@ -117,7 +117,7 @@ def told(found) -> str:
 
 
 def told_with_images(right, reference, groups=None) -> str:
-    """The gain of one arm over another, both (pairs, images) right or wrong, with the error from other images.
+    """The gain of one arm over another, both (pairs, images) right or wrong, its error from other images, and p.
 
     `groups` as in `igkd.statistics.crossed_interval`.
     """
@@ -202,8 +202,8 @@ def arms(table: pd.DataFrame, title: str, published: pd.DataFrame) -> Figure:
     gains = []
     for axis, (data, frame) in zip(axes, panels.items(), strict=True):
         _runs_of_arms(axis, frame)
-        means = 100 * (paired(frame).mean() if "seed" in frame else frame.groupby("arm").accuracy.mean())
-        gains.append(means["KD+IG"] - means["Student"])
+        means = paired(frame).mean() if "seed" in frame else frame.groupby("arm").accuracy.mean()
+        gains.append(100 * np.subtract(*means.reindex(["KD+IG", "Student"])))
         axis.set(title=f"{data}, {_range(frame.groupby('arm').size())} runs an arm", xlabel="", ylabel="")
     figure.suptitle("KD+IG minus Student: {:+.2f} points published, {:+.2f} here, in the mean".format(*gains))
     half = max(np.ptp(axis.get_ylim()) for axis in axes) / 2

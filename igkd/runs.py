@@ -228,7 +228,8 @@ RECIPES = {
     "fast": Recipe(num_epochs=14, optimizer="muon", lr=0.15, padding=2, scales=((0.5, 0.4), (0.625, 0.85))),
     "teacher": Recipe(num_epochs=42, optimizer="muon", lr=0.15, padding=3, scales=((0.625, 0.55),), cutout=8),
     "laptop": Recipe(22, batch_size=32, optimizer="muon", lr=0.15, padding=1, scales=((0.5, 0.35), (0.625, 0.8))),
-    # Half the seconds of 7 epochs of SGD, 0.94 right instead of 0.90; a teacher learns too little in so few steps.
+    # On its test images, 3 seeds: 94 % right instead of 90 with 7 epochs of SGD, in half the seconds. Its teacher keeps
+    # SGD: it learns too little in so few steps of Muon.
     "demo": Recipe(5, batch_size=48, optimizer="muon", lr=0.15, padding=1, scales=((0.5, 0.5),)),
     "demo_teacher": Recipe(num_epochs=7, batch_size=32, padding=1),
 }

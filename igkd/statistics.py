@@ -17,7 +17,7 @@ from igkd.errors import InputError
 from igkd.runs import DESIGN
 
 TINY = 1e-12  # rounding leaves a spread of about 1e-16 in differences of accuracies that are all equal
-ALPHA, POWER = 0.05, 0.8  # of the test with which plans find a difference
+POWER = 0.8  # with which plans find a difference
 LEAST_SHOWN = 4  # runs from which tables, figures and sentences give an interval
 COLUMNS = ["arm", "reference", "n", "n_reference", "mean", "mean_reference", "difference", "low", "high", "p"]
 
@@ -63,7 +63,12 @@ def compare(
 
 
 def paired(runs: pd.DataFrame, arm="KD+IG", reference="Student", by=("seed",), value="accuracy") -> pd.DataFrame:
-    """Runs of two arms beside each other: a row for each `by` that both have, a column an arm with its `value`.
+    """Runs of two arms beside each other: a row for each `by` that both arms have, and a column an arm.
+
+    Raises
+    ------
+    InputError
+        If an arm has two runs with the same `by`.
 
     Examples
     --------
@@ -71,7 +76,10 @@ def paired(runs: pd.DataFrame, arm="KD+IG", reference="Student", by=("seed",), v
     >>> paired(runs).eval("`KD+IG` - Student").tolist()  # seed 1 has no partner
     [0.25]
     """
-    table = runs.reindex(columns=["arm", *by, value])  # without runs it has no columns
+    table = runs if len(runs) else runs.reindex(columns=["arm", *by, value])  # without runs it has no columns
+    table = table[table.arm.isin([arm, reference])]
+    if table.duplicated(["arm", *by]).any():
+        raise InputError(f"{arm} or {reference} has two runs with the same {', '.join(by)}; pairs need one run each")
     wide = table.pivot(index=[*by], columns="arm", values=value)
     return wide.reindex(columns=[arm, reference]).dropna().astype(float)
 
@@ -145,13 +153,13 @@ def pooled_sd(*samples) -> tuple[float, float, float]:
     return tuple(float(np.sqrt(squares / x)) for x in (df, *stats.chi2.ppf([0.975, 0.025], df)))
 
 
-def power(difference: float, sd: float, n: int, *, paired: bool = True) -> float:
-    """How often a test at 5 % finds this difference with n runs an arm (pairs if `paired`, `sd` of their differences)."""
+def power(difference: float, sd: float, n: int, *, paired: bool = True, alpha: float = 0.05) -> float:
+    """How often n runs of each arm (pairs if `paired`, then `sd` is that of their differences) find this difference."""
     if not (n >= 2 and sd > TINY):
         return np.nan
     df, pairs = (n - 1, n) if paired else (2 * n - 2, n / 2)
     # The square of t is F. statsmodels adds two tails of t, some of which SciPy gives as NaN; at 0 SciPy's F is wrong.
-    return float(np.clip(stats.ncf.sf(stats.f.isf(ALPHA, 1, df), 1, df, pairs * (difference / sd) ** 2), ALPHA, 1))
+    return float(np.clip(stats.ncf.sf(stats.f.isf(alpha, 1, df), 1, df, pairs * (difference / sd) ** 2), alpha, 1))
 
 
 def minimum_detectable_difference(n: int, sd: float, *, paired: bool = True) -> float:
@@ -262,6 +270,6 @@ def crossed_interval(values, groups=None) -> pd.Series:
     # What is counted twice is an estimate, too, which chance can make larger than one of the two errors.
     errors = np.sqrt([of_runs, of_images, max(of_runs + of_images - of_single, of_runs, of_images)])
     low, high = stats.t.interval(0.95, n - 1, means.mean(), errors[2])
-    p = 2 * stats.t.sf(abs(means.mean()) / errors[2], n - 1)
+    p = 2 * stats.t.sf(abs(means.mean()) / errors[2], n - 1) if errors[2] > TINY else np.nan
     names = ["mean", "runs", "images", "both", "low", "high", "p"]
     return pd.Series([means.mean(), *errors, low, high, p], names)

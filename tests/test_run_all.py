@@ -176,6 +176,7 @@ def test_equal_tables_are_published_as_equal_text():
     shown = [{"text/html": table.to_html(), "text/plain": repr(table)} for table in tables]
     outputs = [RUN_ALL["steady"](new_output("display_data", data), 3) for data in shown]
     assert shown[0] != shown[1] and outputs[0] == outputs[1]
+    assert outputs[0] != RUN_ALL["steady"](new_output("display_data", shown[0]), 3, 1)  # two tables of one cell
 
 
 def test_published_notebooks_have_outputs_and_no_trace_of_the_execution(tmp_path):
