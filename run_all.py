@@ -277,10 +277,8 @@ def verify(study, numbers: list[str], count: int) -> int:
         few, limit = len(alike) < 3, stats.t.ppf(0.995, len(alike) - 1) * alike.std() * 2**0.5
         same = now.outcome["weights"] == then.outcome["weights"]
         failed |= not same and (not elsewhere if few else abs(change) > limit)
-        apart = f"{change:+.2%}, " + (
-            "too few seeds to tell what they explain" if few else f"seeds explain {limit:.2%}"
-        )
-        apart += ", recorded on another processor" * elsewhere
+        explained = "too few seeds to tell what they explain" if few else f"seeds explain {limit:.2%}"
+        apart = f"{change:+.2%}, {explained}" + ", recorded on another processor" * elsewhere
         print(f"{run.key}: {'equal bit for bit' if same else apart}")
     return int(failed)
 
@@ -290,9 +288,8 @@ def steady(output, cell: int, place: int = 0):
     if output.output_type == "execute_result":
         output.execution_count = cell
     for kind in [kind for kind in output.get("data", ()) if kind.startswith("text/")]:
-        named = re.sub(
-            r"\bT_[0-9a-f]{5}(?=_|\b)", f"T_{cell}_{place}", output.data[kind]
-        )  # pandas' name of a styled table
+        # pandas' name of a styled table, and where Python had it
+        named = re.sub(r"\bT_[0-9a-f]{5}(?=_|\b)", f"T_{cell}_{place}", output.data[kind])
         output.data[kind] = re.sub(r" at 0x[0-9a-f]+", "", named)
     return output
 

@@ -45,13 +45,13 @@ def compare(
        n  difference    low   high
     0  3        0.02 -0.005  0.045
     """
-    rows, runs = [], runs.set_index(pair_by) if pair_by else runs
+    rows = []
     for arm, reference in pairs:
-        a, b = (runs.loc[runs.arm == name, value].astype(float) for name in (arm, reference))
         if pair_by:
-            if not (a.index.is_unique and b.index.is_unique):
-                raise InputError(f"{arm} or {reference} has two runs with the same {pair_by}; pairs need one run each")
-            a, b = a.align(b, join="inner")
+            both = paired(runs, arm, reference, [pair_by], value)
+            a, b = both[arm], both[reference]
+        else:
+            a, b = (runs.loc[runs.arm == name, value].astype(float) for name in (arm, reference))
         with warnings.catch_warnings(action="ignore"):  # of too few runs, or of an arm that does not vary
             test = stats.ttest_rel(a, b) if pair_by else stats.ttest_ind(a, b, equal_var=False)
         means = [sample.mean(skipna=False) for sample in (a, b)]
@@ -77,11 +77,10 @@ def paired(runs: pd.DataFrame, arm="KD+IG", reference="Student", by=("seed",), v
     [0.25]
     """
     table = runs if len(runs) else runs.reindex(columns=["arm", *by, value])  # without runs it has no columns
-    table = table[table.arm.isin([arm, reference])]
-    if table.duplicated(["arm", *by]).any():
+    of = {name: table[table.arm == name].set_index([*by])[value].astype(float) for name in (arm, reference)}
+    if not all(each.index.is_unique for each in of.values()):
         raise InputError(f"{arm} or {reference} has two runs with the same {', '.join(by)}; pairs need one run each")
-    wide = table.pivot(index=[*by], columns="arm", values=value)
-    return wide.reindex(columns=[arm, reference]).dropna().astype(float)
+    return pd.concat(of, axis=1, join="inner").sort_index()
 
 
 def holm(p: pd.Series) -> pd.Series:
