@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parent
 #: Tag of the cells that show images or send them through a network, and of those that need what such cells make.
 NEEDS_IMAGES = "needs-images"
 SKIPPED = "This cell needs the images, which are not here (section Data of the README says how to get them).\n"
-LATENCY_NOTEBOOK = "07"
 AT_ONCE = 2  # notebooks, each with a kernel of its own
 
 
@@ -167,14 +166,14 @@ def reproduce(study, notebooks: list[Path], parameters: dict, options) -> int:
 
 def forget(study, numbers: list[str]) -> None:
     """Remove what the notebooks declare and measured; teachers, which all need, are their own notebook's."""
-    from igkd.experiments import TEACHER_NOTEBOOK
+    from igkd.experiments import TEACHER_NOTEBOOK, TIMED
 
     keys = {item.run.key for item in study.planned(numbers)}
     if TEACHER_NOTEBOOK not in numbers:
         keys -= {item.run.key for item in study.planned([TEACHER_NOTEBOOK])}
     for key in keys:  # of one without a record there may be a checkpoint
         study.store.forget(key)
-    if LATENCY_NOTEBOOK in numbers:
+    if TIMED & set(numbers):
         study.latency_files[0].unlink(missing_ok=True)
 
 

@@ -266,21 +266,15 @@ def p_values(found: dict[str, pd.Series]) -> pd.Series:
 
     The five are corrected together, and one that is NaN counts, too (`igkd.statistics.holm`).
     """
-    p = {
-        number: stats.ttest_1samp(each, 0).pvalue
-        for number, each in found.items()
-        if len(each) >= GAINS[number].declared
-    }
-    return pd.Series(p).reindex([*GAINS])
+    enough = {number: each for number, each in found.items() if len(each) >= GAINS[number].declared}
+    return pd.Series({number: stats.ttest_1samp(each, 0).pvalue for number, each in enough.items()}, [*GAINS], float)
 
 
 def _gain_rows(study: Study) -> dict[str, dict]:
     """The five claimed gains."""
     found = gains(study)
-    corrected = statistics.holm(p_values(found))
-    return {
-        number: examine(claim, found[number], study.full_size, corrected[number]) for number, claim in GAINS.items()
-    }
+    p = statistics.holm(p_values(found))
+    return {number: examine(claim, found[number], study.full_size, p[number]) for number, claim in GAINS.items()}
 
 
 def _latency(study: Study) -> dict:
@@ -339,8 +333,10 @@ def write_ledger(study: Study) -> pd.DataFrame:
     if study.full_size and not study.own_images:
         differences = pd.read_csv(Path(__file__).with_name("differences.csv"), keep_default_na=False)
         parts["Where this study differs from the paper"] = differences
+    again = published.recomputed()
+    again["recomputed"] = again.recomputed.map("{:.4g}".format)
     parts |= {
-        "Published statistics, computed anew from published data": published.recomputed().astype(object).fillna("–"),
+        "Published statistics, computed anew from published data": again.astype(object).fillna("–"),
         "Figures and tables of the paper": published.table("figures").astype(object).fillna("–"),
     }
     study.figures.mkdir(parents=True, exist_ok=True)

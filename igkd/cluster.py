@@ -71,25 +71,19 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
 
 def _train_all(study: Study, items: list[Planned]) -> Iterator[tuple[Planned, Record | str]]:
     """`igkd.study.TrainAll` on the cluster: all runs are queued there; those not yet begun leave when time is up."""
-    if not items:
+    if not items or not study.on_time():
         return
     device = study.compute.device
     resource = "GPU" if device == "cuda" else "CPU"
     if not ray.cluster_resources().get(resource):
         raise InputError(f"the cluster has no {resource} to train on; add a machine")
-    failed = study.prepare_signals(items)
-    task, images, signals, queued = ray.remote(_train), ray.put(study.images), {}, {}
-    yield from ((item, failed[needed(item.run)]) for item in items if needed(item.run) in failed)
-    left = [item for item in items if needed(item.run) not in failed]
+    task, images, queued = ray.remote(_train), ray.put(study.images), {}
+    runs = {needed(item.run): item.run for item in items}
+    signals = {kind: ray.put(study.teacher_signals(run).to("cpu")) for kind, run in runs.items()}
     # Ray counts in ten-thousandths: rounded up, the last of seven would find no place on a GPU.
     share = {"num_cpus": 1} if device == "cpu" else {"num_gpus": int(1e4 / study.jobs) / 1e4}
-    for item in left:
-        kind = needed(item.run)
-        if not study.on_time():
-            break
-        if kind not in signals:
-            signals[kind] = ray.put(study.teacher_signals(item.run).to("cpu"))
-        given = images, study.teacher_digest(item.run), signals[kind]
+    for item in items:
+        given = images, study.teacher_digest(item.run), signals[needed(item.run)]
         queued[task.options(**share).remote(item.run, item.run.key, device, *given)] = item
     while queued:
         done, _ = ray.wait(list(queued), timeout=1)

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from igkd.attribution import evaluating
 from igkd.device import Compute, machine_name
-from igkd.errors import InputError, first_line
+from igkd.errors import InputError
 from igkd.images import ImageSet, as_input
 from igkd.models import BLOCKS_REMOVED, MobileNetV2, build, count_parameters
 from igkd.records import write_atomically
@@ -175,7 +175,9 @@ class Measurements:
             is_of_here = {name: kept[name] for name in here} == here
             kept["machine"]["name"], kept["versions"]["torch"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} holds no measurements ({error!r}); delete it, run notebook 07 again") from error
+            raise InputError(
+                f"{path} holds no measurements ({error!r}); delete it, run notebooks 02 and 07 again"
+            ) from error
         self.content = here if self.measures and not is_of_here else kept
 
     @property
@@ -200,7 +202,7 @@ class Measurements:
     def rows(self, name: str) -> pd.DataFrame:
         """The table `name` as it is kept; InputError if it is not."""
         if name not in self.content:
-            raise InputError(f"{self.path} has no measurement {name}; execute notebook 07 again")
+            raise InputError(f"{self.path} has no measurement {name}; execute notebooks 02 and 07 again")
         return pd.DataFrame(self.content[name]["rows"])
 
 
@@ -310,10 +312,7 @@ def _network(path: Path, threads: int = 0) -> Callable[[Tensor], np.ndarray]:
     options.intra_op_num_threads = threads
     # Threads that wait actively for the next call take the cores of what is measured, or runs, beside.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises classes of its own that it does not export
-        raise InputError(f"{path} cannot be opened by ONNX Runtime ({first_line(error)})") from error
+    opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda batch: opened.run(None, {"images": batch.contiguous().numpy()})[0]
 
 
@@ -347,15 +346,14 @@ def compare_runtimes(
         images), ``agreement`` (share of them with PyTorch's answer), ``file (kB)`` (NaN for PyTorch), then as `latency`
         without its index.
     """
-    test, rows, calls, plain = images.test_images, [], {}, None
+    test, rows, calls = images.test_images, [], {}
     for number, (name, model) in enumerate(models.items()):
         full, small = Path(folder) / f"{number}-float32.onnx", Path(folder) / f"{number}-int8.onnx"
         export_onnx(model, full, test[:64])
         quantize(full, small, images.train_images[:CALIBRATION_IMAGES])
+        plain = predict(model, test, Compute("cpu", bfloat16=False)).argmax(1).numpy()
         for runtime, path in (("PyTorch, float32", None), ("ONNX, float32", full), ("ONNX, int8", small)):
-            logits = predict_onnx(path, test) if path else predict(model, test, Compute("cpu", bfloat16=False)).numpy()
-            answers = logits.argmax(1)
-            plain = plain if path else answers  # PyTorch comes first
+            answers = predict_onnx(path, test).argmax(1) if path else plain
             of = {
                 "accuracy": float((answers == images.test_labels).mean()),
                 "agreement": float((answers == plain).mean()),

@@ -96,9 +96,7 @@ def recomputed() -> pd.DataFrame:
         ("factors with KD+IG best of four arms", np.nan, (winners == "KD+IG").sum(), "the same table"),
         ("factors with an arm with IG best", np.nan, winners.isin(["IG", "KD+IG"]).sum(), "the same table"),
     ]
-    samples = pd.DataFrame(
-        {"mean": 100 * monte_carlo["mean"], "sd": monte_carlo.variance_ddof1**0.5, "n": monte_carlo.n}
-    )
+    samples = pd.concat([100 * monte_carlo["mean"], monte_carlo.variance_ddof1**0.5, monte_carlo.n], axis=1)
     for arm in ("KD", "KD+IG", "KD+IG+AT"):
         both_samples = *samples.loc[arm], *samples.loc["Student"]
         p, of_welch = (stats.ttest_ind_from_stats(*both_samples, equal_var=each).pvalue for each in (True, False))

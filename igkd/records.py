@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import hashlib
 import json
 import os
 import subprocess
@@ -115,18 +114,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def records_digest(table) -> str:
-    """First 12 hex digits of a SHA-256 over the records behind a figure.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns ``key`` and ``accuracy``, one row a record, in any order.
-    """
-    lines = sorted(f"{key} {accuracy!r}" for key, accuracy in zip(table["key"], table["accuracy"], strict=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
 
 class Store:

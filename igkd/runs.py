@@ -52,6 +52,8 @@ class _Checked:
                 number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
                 if not (number and math.isfinite(value) and fits(value)):
                     raise InputError(f"{name} is {value!r}; give a {'whole ' * whole}number {words}")
+                # 1 and 1.0 are the same number, so they must be the same text in the key.
+                object.__setattr__(self, name, declared[name](value))
 
 
 @dataclass(frozen=True)
@@ -310,7 +312,7 @@ class Run(_Checked):
     @property
     def key(self) -> str:
         """16 hex digits: a hash of the description and of the training code's version."""
-        return digest([TRAINING_VERSION, _described(self)])
+        return digest([TRAINING_VERSION, dataclasses.asdict(self)])
 
     @classmethod
     def from_dict(cls, fields: dict) -> "Run":
@@ -319,14 +321,3 @@ class Run(_Checked):
         built = {name: kind(**fields[name]) for name, kind in parts.items()}
         signals = SignalSpec(**fields["signals"]) if fields["signals"] else None
         return cls(**(fields | built | {"signals": signals}))
-
-
-def _described(part) -> dict:
-    """Fields for the key; 1 and 1.0 are the same number, so they must be the same text."""
-    described = {}
-    for field in fields(part):
-        value = getattr(part, field.name)
-        if dataclasses.is_dataclass(value):
-            value = _described(value)
-        described[field.name] = float(value) if field.type is float else value
-    return described

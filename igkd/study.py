@@ -4,9 +4,8 @@
 on where it was stopped, and is not stopped by a run that fails. The way from there to a trained network:
 
 - `ensure` looks up what is missing, and keeps each record as it comes.
-- `_trained` has the teachers trained before the students that need them.
+- `_trained` has the teachers trained, and computes their signals, before the students that need them.
 - `train_all` trains many runs: `_train_here`, unless `igkd.cluster` puts itself in its place.
-- `_stages` and `_side_by_side` divide them: runs with the same signals go together, each in a process with a core.
 - `_attempt` trains one: `igkd.training.train`.
 """
 
@@ -16,8 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache, cached_property, partial
-from itertools import pairwise, takewhile
+from functools import cache, cached_property
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +31,8 @@ from igkd.experiments import NOTEBOOKS, ORDER, PROFILES, Plan, Planned, Profile,
 from igkd.images import CIFAR10_CLASSES, ImageSet, RecordedImages, load_images
 from igkd.models import MobileNetV2, compression_factor, count_parameters, load_weights, weights_metadata
 from igkd.records import Record, Store, unpack_predictions
-from igkd.runs import Run, SignalSpec, Subset
-from igkd.signals import Signals, Teacher, load_maps, load_signals, needed, of_variant
+from igkd.runs import ARMS, Run, Subset
+from igkd.signals import Signals, Teacher, load_signals, needed, of_variant
 from igkd.training import train
 
 SHIPPED_TEACHER = "teacher-cifar10.safetensors"
@@ -91,10 +90,7 @@ class Study:
         self.log = log
         self._repository = Store(root / "records", root / "build", root / "weights")
         self.compute: Compute = pick_compute(device)
-        try:
-            self.jobs = jobs or (cpu_count() if self.compute.device == "cpu" else 1)
-        except ValueError as error:
-            raise InputError(f"LOKY_MAX_CPU_COUNT is no number of processors ({error}); unset it") from error
+        self.jobs = jobs or (cpu_count() if self.compute.device == "cpu" else 1)
         #: Where missing runs are trained: on this machine, unless `igkd.cluster` puts itself in its place.
         self.train_all: TrainAll = self._train_here
         self.until = float(os.environ.get(UNTIL, "inf"))
@@ -273,8 +269,7 @@ class Study:
 
     def ig_maps(self):
         """IG maps (N, H, W) of all training images."""
-        spec = SignalSpec(self.plan.teacher_key, n_steps=self.profile.n_steps)
-        return load_maps(self.images, self.teacher(), spec, self.store.scratch / "signals", self.compute, self.log)
+        return self.teacher_signals(self.plan.student(ARMS["IG"], seed=0)).maps
 
     def signals(self, run: Run, images: ImageSet | None = None) -> Signals:
         """What a run learns from besides the labels, read or computed; or what it would from other images."""
@@ -395,7 +390,7 @@ class Study:
         return table
 
     def _trained(self, missing: list[Planned]) -> Iterator[tuple[Planned, Record | str]]:
-        """As `TrainAll`, with the teachers before all others; students of a teacher that failed fail with it."""
+        """As `TrainAll`: first the teachers, then all signals, which this process computes, then all others."""
         teachers, failed = {item.run.signals.teacher for item in missing if item.run.signals}, set()
         for item, result in self.train_all([item for item in missing if item.run.key in teachers]):
             yield item, result
@@ -404,54 +399,31 @@ class Study:
         for key in teachers - failed:
             if self.on_time():
                 self.teacher(key)  # one that knows nothing stops the study here
-        rest = []
-        for item in missing:
-            if item.run.signals and item.run.signals.teacher in failed:
-                yield item, "its teacher could not be trained"
-            elif item.run.key not in teachers:
-                rest.append(item)
-        yield from self.train_all(rest)
+        rest, wrong = [item for item in missing if item.run.key not in teachers], {}
+        for kind, item in {needed(item.run): item for item in rest}.items():
+            try:
+                if item.run.signals and item.run.signals.teacher in failed:
+                    raise TrainingError("its teacher could not be trained")
+                if self.on_time():
+                    self.teacher_signals(item.run)
+            except ONE_RUN as error:
+                wrong[kind] = f"it has no signals to learn from: {first_line(error)}"
+        yield from ((item, wrong[needed(item.run)]) for item in rest if needed(item.run) in wrong)
+        yield from self.train_all([item for item in rest if needed(item.run) not in wrong])
 
     def _train_here(self, items: list[Planned]) -> Iterator[tuple[Planned, Record | str]]:
-        """`TrainAll` on this machine."""
-        for stage in _stages(items):
-            if self.jobs > 1 and len(stage) > 1:
-                yield from self._side_by_side(stage)
-            else:
-                yield from map(self._attempt, takewhile(lambda _: self.on_time(), stage))
-
-    def prepare_signals(self, items: list[Planned]) -> dict[tuple, str]:
-        """Compute here what several processes would compute otherwise.
-
-        Returns
-        -------
-        dict
-            `igkd.signals.needed` -> what went wrong, for those that could not be computed.
-        """
-        failed = {}
-        for kind, item in {needed(item.run): item for item in items}.items():
-            if not self.on_time():
-                break
-            try:
-                self.teacher_signals(item.run)
-            except ONE_RUN as error:
-                failed[kind] = f"its signals could not be computed: {first_line(error)}"
-        return failed
-
-    def _side_by_side(self, items: list[Planned]) -> Iterator[tuple[Planned, Record | str]]:
-        """Runs that get a core each, in processes of their own."""
-        failed = self.prepare_signals(items)
-        yield from ((item, failed[needed(item.run)]) for item in items if needed(item.run) in failed)
-        left = {item.run.key: item for item in items if needed(item.run) not in failed}
+        """`TrainAll` on this machine: several runs get a core each, in processes of their own."""
+        if self.jobs == 1 or len(items) < 2:
+            yield from map(self._attempt, takewhile(lambda _: self.on_time(), items))
+            return
+        left = {item.run.key: item for item in items}
         where = (self.profile.name, self.data, self.compute.device, self.root)
         while left and self.on_time():
             handed_out = []
 
             def tasks() -> Iterator:
-                for key, item in list(left.items()):
-                    if not self.on_time():
-                        return
-                    handed_out.append(key)  # noqa: B023
+                for item in takewhile(lambda _: self.on_time(), list(left.values())):
+                    handed_out.append(item.run.key)  # noqa: B023
                     yield delayed(_attempt_elsewhere)(where, item)
 
             parallel = Parallel(n_jobs=self.jobs, pre_dispatch=self.jobs, batch_size=1, return_as="generator_unordered")
@@ -467,16 +439,14 @@ class Study:
                     raise
 
     def _attempt(self, item: Planned) -> tuple[Planned, Record | str]:
+        # Of the teacher, for which all others wait, each epoch is told.
+        log = self.log if item.run.architecture.blocks_removed == 0 else lambda line: None
         try:
             # Another program may have trained it since this one looked.
             record = self.store.find(item.run.key)
-            return item, record or train(item.run, *self._given(item.run), partial(self._progress, item))
+            return item, record or train(item.run, *self._given(item.run), log)
         except ONE_RUN as error:
             return item, first_line(error)
-
-    def _progress(self, item: Planned, line: str) -> None:
-        if item.run.architecture.blocks_removed == 0:  # the teacher, for which all others wait
-            self.log(f"{describe(item)}: {line}")
 
     def predictions(self, planned: list[Planned]) -> np.ndarray:
         """Predicted classes (runs, images) uint8 of recorded runs that are scored on the same images.
@@ -566,13 +536,6 @@ def _study_elsewhere(profile_name: str, data, device: str, root: Path) -> Study:
 def _attempt_elsewhere(where: tuple, item: Planned) -> tuple[Planned, Record | str]:
     """`Study._attempt` in a process beside this one."""
     return _study_elsewhere(*where)._attempt(item)
-
-
-def _stages(items: list[Planned]) -> list[list[Planned]]:
-    """Parts that are trained one after the other: a new one begins with a run whose signals are not yet prepared."""
-    kinds = [needed(item.run) for item in items]
-    starts = [number for number, kind in enumerate(kinds) if kinds.index(kind) == number]
-    return [items[start:end] for start, end in pairwise([*starts, None])]
 
 
 def _different(items: Iterable[Planned]) -> list[Planned]:
