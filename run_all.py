@@ -32,7 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--profile", default="demo", metavar="demo|laptop|paper", help="how large (default: demo)")
     parser.add_argument("--only", nargs="+", metavar="NN", help="only these notebooks: 01, or by name: 03_distillation")
     parser.add_argument("--data", default="", help="CIFAR-10 or your own images: a folder, an .npz file, or 'download'")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: auto)")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: one a processor core; a GPU: 1)")
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="train here (default) or with Ray")
     parser.add_argument("--address", metavar="HOST:PORT", help="of the head of a Ray cluster (default: start one here)")

@@ -21,12 +21,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     evaluation = commands.add_parser("evaluate", help="accuracy, balanced accuracy, Cohen's kappa, accuracy per class")
     export = commands.add_parser("export", help="write a network as ONNX and compare it with PyTorch")
     needed, file = {"required": True}, {"required": True, "metavar": "FILE"}
-    standardised = "how images in [0, 1] are standardised for weights that do not say so themselves "
-    standardised += "(default: none, as the paper's students; its teacher takes cifar10)"
     for command in (evaluation, export):
-        command.add_argument("--weights", **file, help="our .safetensors, or a released checkpoint (a state_dict)")
+        command.add_argument("--weights", **file, help="our .safetensors, or a PyTorch state_dict")
         command.add_argument("--data", **needed, help="CIFAR-10 or your own images: a folder or an .npz; or 'digits'")
-        command.add_argument("--normalize", choices=("none", "cifar10"), help=standardised)
     evaluation.add_argument("--device", default="auto")
     export.add_argument("--onnx", dest="path", **file, help="where to write it")
     export.add_argument("--int8", action="store_true", help="quantise to 8 bits, with ranges from training images")
@@ -41,47 +38,32 @@ def run(command: str, **given) -> int:
     return {"evaluate": evaluate, "export": export, "cut": write_cut}[command](**given)
 
 
-def read(weights: str, data: str, normalize: str | None, test_alone: bool = True):
-    """A network and the images that it is asked about.
-
-    Raises
-    ------
-    InputError
-        If a file cannot be used, or `normalize` contradicts what the weights carry.
-    """
-    import numpy as np
-
-    from igkd.images import CIFAR10_MEAN_STD, load_images
+def read(weights: str, data: str, test_alone: bool = True):
+    """A network and the images that it is asked about."""
+    from igkd.images import load_images
     from igkd.models import load_weights
 
     images = load_images("cifar10", data, test_alone)
-    asked = {"none": ((0.0,) * 3, (1.0,) * 3), "cifar10": CIFAR10_MEAN_STD, None: None}[normalize]
-    model = load_weights(weights, images.num_classes, asked)
-    # Weights that carry a standardisation keep it whatever was asked for.
-    if asked and not np.allclose(np.stack([model.mean.flatten(), model.std.flatten()]), asked):
-        raise InputError(f"{weights} has its own standardisation ({_standardisation(model)}); leave out --normalize")
-    return model, images
+    return load_weights(weights, images.num_classes), images
 
 
-def evaluate(weights: str, data: str, normalize: str | None = None, device: str = "auto") -> int:
+def evaluate(weights: str, data: str, device: str = "auto") -> int:
     """Print the measures of a network on the test images.
 
     Parameters
     ----------
     weights, data : path
-    normalize : {"none", "cifar10"}, optional
     device : str
     """
     from igkd import training
     from igkd.device import pick_compute
 
     compute = pick_compute(device)
-    model, images = read(weights, data, normalize)
+    model, images = read(weights, data)
     outcome = training.evaluate(model, images.test_images, images.test_labels, compute)
     print(f"weights            {weights}")
     print(f"network            MobileNetV2 for small images, with {len(model.features)} of 19 entries of features")
     print(f"test images        {outcome['n_test']} of {images.name} (fingerprint {images.fingerprint})")
-    print(f"standardisation    {_standardisation(model)}")
     print(f"accuracy           {outcome['accuracy']:.2%}")
     print(f"balanced accuracy  {outcome['balanced_accuracy']:.2%}")
     print(f"Cohen's kappa      {outcome['kappa']:.4f}")
@@ -91,13 +73,12 @@ def evaluate(weights: str, data: str, normalize: str | None = None, device: str 
     return 0
 
 
-def export(weights: str, data: str, normalize: str | None, path: str, int8: bool = False) -> int:
+def export(weights: str, data: str, path: str, int8: bool = False) -> int:
     """Write a network as ONNX, and print its accuracy beside PyTorch's.
 
     Parameters
     ----------
     weights, data : path
-    normalize : {"none", "cifar10"}, optional
     path : path
         Where the file is written.
     int8 : bool
@@ -109,7 +90,7 @@ def export(weights: str, data: str, normalize: str | None, path: str, int8: bool
 
     if not os.access(Path(path).resolve().parent, os.W_OK):
         raise InputError(f"{path} cannot be written; give a file in a folder that is there and may be written to")
-    model, images = read(weights, data, normalize, test_alone=not int8)
+    model, images = read(weights, data, test_alone=not int8)
     test, labels = images.test_images, images.test_labels
     difference = export_onnx(model, Path(path), test[:1000])
     if int8:
@@ -155,11 +136,6 @@ def write_cut(data: str, path: str) -> int:
     print(f"images             {images.n_train:,} to train on, {images.n_test:,} to test on")
     print(f"fingerprint        {images.fingerprint}")
     return 0
-
-
-def _standardisation(model) -> str:
-    mean, std = (", ".join(f"{value:.4f}" for value in part.flatten().tolist()) for part in (model.mean, model.std))
-    return f"mean {mean}, std {std}"
 
 
 if __name__ == "__main__":

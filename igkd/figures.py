@@ -342,8 +342,6 @@ def soft_targets(images: np.ndarray, labels, logits, temperatures: tuple[float, 
     axes[1, 0].set_yticks(classes + 0.4 - height / 2, class_names, fontsize=8)
     axes[1, 0].invert_yaxis()
     figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(temperatures))
-    highest = [f"{(logits / t).softmax(1).amax(1).mean():.0%} at T = {t:g}" for t in temperatures]
-    figure.suptitle(f"The teacher's highest probability, mean of these images: {', '.join(highest)}")
     return figure
 
 

@@ -152,17 +152,15 @@ def weights_metadata(path: Path) -> dict[str, str]:
         raise InputError(f"{path} cannot be read as weights ({error}); fetch or train it again") from error
 
 
-def load_weights(path: str | Path, num_classes: int = 10, mean_std=None) -> MobileNetV2:
-    """A network from our safetensors or from a checkpoint that the paper's authors released.
+def load_weights(path: str | Path, num_classes: int = 10) -> MobileNetV2:
+    """A network from our safetensors or from a PyTorch ``state_dict``.
 
     Parameters
     ----------
     path : path
-        ``*.safetensors``, or a PyTorch ``state_dict`` (read with ``weights_only=True``) named ``features.*`` and
-        ``classifier.*``, or ``front_layers.*``, ``middle_layer.*``, ``end_layers.*`` as in the attention variants.
+        ``*.safetensors``, or a ``state_dict`` (read with ``weights_only=True``) of torchvision's names, ``features.*``
+        and ``classifier.*``, for images in [0, 1].
     num_classes : int
-    mean_std : pair of 3 floats, optional
-        Standardisation for checkpoints that do not carry their own; ours do.
 
     Returns
     -------
@@ -177,38 +175,20 @@ def load_weights(path: str | Path, num_classes: int = 10, mean_std=None) -> Mobi
     path = Path(path)
     try:
         ours = path.suffix == ".safetensors"
-        state = load_file(path) if ours else _released_names(torch.load(path, map_location="cpu", weights_only=True))
+        state = load_file(path) if ours else torch.load(path, map_location="cpu", weights_only=True)
         blocks = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("features.")), default=-1)
     # torch.load raises pickle, zip and runtime errors alike, with the advice to read the file without this protection.
     except Exception as error:
         raise InputError(f"{path} cannot be read ({type(error).__name__}); fetch or train it again") from error
-    stem = state.get("features.0.0.weight")
-    if not 0 < blocks <= NUM_FEATURES or getattr(stem, "ndim", 0) != 4:
-        first = next(iter(state), "nothing")
-        raise InputError(f"{path} is no MobileNetV2 of this family: it has no features.0.0.weight, but {first}, ...")
     if (known := len(state.get("classifier.1.weight", ()))) not in (0, num_classes):
         raise InputError(f"{path} knows {known} classes, and the images are of {num_classes}; name all of its classes")
-    model = MobileNetV2(num_classes, NUM_FEATURES - blocks, mean_std)
-    state = {"mean": model.mean, "std": model.std} | state
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit the network: {str(error).splitlines()[-1].strip()}") from error
+        model = MobileNetV2(num_classes, NUM_FEATURES - blocks)
+        model.load_state_dict({"mean": model.mean, "std": model.std} | state)
+    except (InputError, RuntimeError) as error:
+        what = str(error).splitlines()[-1].strip()
+        raise InputError(f"{path} is no MobileNetV2 of this family, cut after some block: {what}") from error
     return model.eval()
-
-
-def _released_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our names for those of the attention variants, which number the blocks before and after the tap by themselves."""
-    front = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("front_layers.")), default=-1)
-
-    def renamed(name: str) -> str:
-        part, *rest = name.split(".")
-        if part == "end_layers":
-            rest[0] = f"{front + 1 + int(rest[0])}"
-        parts = {"front_layers": ["features"], "middle_layer": ["features", f"{front}"], "end_layers": ["features"]}
-        return ".".join([*parts.get(part, [part]), *rest])
-
-    return {renamed(name): tensor for name, tensor in state.items()}
 
 
 def state_digest(model: nn.Module) -> str:

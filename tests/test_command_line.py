@@ -64,7 +64,7 @@ def test_bad_input_is_one_line(trained, monkeypatch, capsys):
     for arguments in (
         "evaluate --weights none.pt --data images.npz",
         "evaluate --weights images.npz --data images.npz",
-        "evaluate --weights own.safetensors --data images.npz --normalize cifar10",  # it has one of its own
+        "evaluate --weights own.safetensors --data images.npz --normalize cifar10",  # there is no such option
         "evaluate --weight own.safetensors --data images.npz",  # an option is given by its whole name
         "export --weights none.pt --data images.npz --onnx x.onnx",
         "export --weights own.safetensors --data images.npz --onnx nowhere/x.onnx",
