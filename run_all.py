@@ -20,6 +20,7 @@ from pathlib import Path
 from igkd.errors import InputError, OneLineParser, TrainingError, exit_code
 
 ROOT = Path(__file__).resolve().parent
+LATENCY_NOTEBOOK = "07"
 #: Tag of the cells that show images or send them through a network, and of those that need what such cells make.
 NEEDS_IMAGES = "needs-images"
 SKIPPED = "This cell needs the images, which are not here (section Data of the README says how to get them).\n"
@@ -39,7 +40,7 @@ def arguments() -> argparse.Namespace:
     pair = {"nargs": 2, "metavar": ("NAME", "VALUE")}
     parser.add_argument("-p", **pair, action="append", default=[], help="a parameter of the notebooks")
     parser.add_argument("--force", action="store_true", help="forget what is recorded of the notebooks, train it again")
-    parser.add_argument("--budget", type=seconds, metavar="9m", help="start no run after 90s, 9m or 1h")
+    parser.add_argument("--budget", type=seconds, metavar="9m", help="start no run after 9m or 1h; signals come first")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--plan", action="store_true", help="what is recorded, and how long the rest takes")
     action.add_argument("--runs-only", action="store_true", help="train what is missing, without notebooks")
@@ -166,14 +167,14 @@ def reproduce(study, notebooks: list[Path], parameters: dict, options) -> int:
 
 def forget(study, numbers: list[str]) -> None:
     """Remove what the notebooks declare and measured; teachers, which all need, are their own notebook's."""
-    from igkd.experiments import TEACHER_NOTEBOOK, TIMED
+    from igkd.experiments import TEACHER_NOTEBOOK
 
     keys = {item.run.key for item in study.planned(numbers)}
     if TEACHER_NOTEBOOK not in numbers:
         keys -= {item.run.key for item in study.planned([TEACHER_NOTEBOOK])}
     for key in keys:  # of one without a record there may be a checkpoint
         study.store.forget(key)
-    if TIMED & set(numbers):
+    if LATENCY_NOTEBOOK in numbers:
         study.latency_files[0].unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 records from CIFAR-10's official files."""
 
 import argparse
+import io
 import os
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     export = commands.add_parser("export", help="write a network as ONNX and compare it with PyTorch")
     needed, file = {"required": True}, {"required": True, "metavar": "FILE"}
     for command in (evaluation, export):
-        command.add_argument("--weights", **file, help="our .safetensors, or a PyTorch state_dict")
+        command.add_argument("--weights", **file, help="our .safetensors, or a PyTorch state_dict for images in [0, 1]")
         command.add_argument("--data", **needed, help="CIFAR-10 or your own images: a folder or an .npz; or 'digits'")
     evaluation.add_argument("--device", default="auto")
     export.add_argument("--onnx", dest="path", **file, help="where to write it")
@@ -88,8 +89,7 @@ def export(weights: str, data: str, path: str, int8: bool = False) -> int:
     from igkd.device import pick_compute
     from igkd.training import predict
 
-    if not os.access(Path(path).resolve().parent, os.W_OK):
-        raise InputError(f"{path} cannot be written; give a file in a folder that is there and may be written to")
+    _check_writable(path)
     model, images = read(weights, data, test_alone=not int8)
     test, labels = images.test_images, images.test_labels
     difference = export_onnx(model, Path(path), test[:1000])
@@ -122,20 +122,31 @@ def write_cut(data: str, path: str) -> int:
     import numpy as np
 
     from igkd.images import load_images
+    from igkd.records import write_atomically
 
+    _check_writable(path)
     if not path.endswith(".npz"):
         raise InputError(f"{path} would not be taken for an image set; give it a name that ends in .npz")
     official, n = load_images("cifar10", data), 40_000
     if official.n_train <= n:
         raise InputError(f"of {official.n_train:,} training images none is left after {n:,}; give the official files")
-    pixels, labels = official.train_images, official.train_labels
+    pixels, labels, content = official.train_images, official.train_labels, io.BytesIO()
     cut = {"train_images": pixels[:n], "train_labels": labels[:n], "test_images": pixels[n:], "test_labels": labels[n:]}
-    np.savez(path, **cut, class_names=np.array(official.class_names))
+    np.savez(content, **cut, class_names=np.array(official.class_names))
+    write_atomically(Path(path), content.getbuffer())
     images = load_images("cifar10", path)
     print(f"written            {path}, {Path(path).stat().st_size / 1e6:.0f} MB")
     print(f"images             {images.n_train:,} to train on, {images.n_test:,} to test on")
     print(f"fingerprint        {images.fingerprint}")
     return 0
+
+
+def _check_writable(path: str) -> None:
+    """Refuse a file that cannot be written, before anything is computed for it."""
+    folder = Path(path).resolve().parent
+    locked = Path(path).exists() and not os.access(path, os.W_OK)
+    if Path(path).is_dir() or locked or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"{path} cannot be written; give a file in a folder that is there and may be written to")
 
 
 if __name__ == "__main__":

@@ -175,9 +175,7 @@ class Measurements:
             is_of_here = {name: kept[name] for name in here} == here
             kept["machine"]["name"], kept["versions"]["torch"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path} holds no measurements ({error!r}); delete it, run notebooks 02 and 07 again"
-            ) from error
+            raise InputError(f"{path} holds no measurements ({error!r}); delete it, run notebook 07 again") from error
         self.content = here if self.measures and not is_of_here else kept
 
     @property
@@ -202,7 +200,7 @@ class Measurements:
     def rows(self, name: str) -> pd.DataFrame:
         """The table `name` as it is kept; InputError if it is not."""
         if name not in self.content:
-            raise InputError(f"{self.path} has no measurement {name}; execute notebooks 02 and 07 again")
+            raise InputError(f"{self.path} has no measurement {name}; execute notebook 07 again")
         return pd.DataFrame(self.content[name]["rows"])
 
 

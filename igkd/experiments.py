@@ -256,7 +256,7 @@ def steps(plan: Plan) -> list[Planned]:
 def search(plan: Plan) -> list[Planned]:
     """One ingredient at a time on the validation split, one seed a point, as in the paper.
 
-    The plain student has more seeds, because the gains of all points are taken from it.
+    The plain student has more seeds, because single points are read against the scatter of its seeds.
     """
     points = [(*point, 0) for point in plan.profile.search]
     points[:0] = [("Student", Method(), seed) for seed in range(plan.profile.num_seeds if points else 0)]

@@ -1,7 +1,7 @@
 """MobileNetV2 for small images, cut after fewer blocks to make students, and the attention tap.
 
 The network is torchvision's; only the strides (for 32x32 instead of 224x224) and the cutting are ours, so the
-parameter names are those of the authors' released checkpoints.
+parameter names are torchvision's.
 """
 
 import hashlib
@@ -177,10 +177,11 @@ def load_weights(path: str | Path, num_classes: int = 10) -> MobileNetV2:
         ours = path.suffix == ".safetensors"
         state = load_file(path) if ours else torch.load(path, map_location="cpu", weights_only=True)
         blocks = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("features.")), default=-1)
+        known = len(state.get("classifier.1.weight", ()))
     # torch.load raises pickle, zip and runtime errors alike, with the advice to read the file without this protection.
     except Exception as error:
         raise InputError(f"{path} cannot be read ({type(error).__name__}); fetch or train it again") from error
-    if (known := len(state.get("classifier.1.weight", ()))) not in (0, num_classes):
+    if known not in (0, num_classes):
         raise InputError(f"{path} knows {known} classes, and the images are of {num_classes}; name all of its classes")
     try:
         model = MobileNetV2(num_classes, NUM_FEATURES - blocks)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from igkd import attribution
-from igkd.attribution import evaluating
+from igkd.attribution import MAX_BATCH_SIZE_ACCELERATOR, evaluating
 from igkd.augment import crop_mirror, draw, pad
 from igkd.controls import KINDS, vary
 from igkd.device import Compute
@@ -134,16 +134,24 @@ def load_maps(
     They have the steps and the baseline of `spec`. The other parameters are those of `load_signals`; `log` gets two
     lines when maps are computed, the second with their completeness error (see `igkd.attribution`).
     """
+    # IG makes its own batches of the points on all paths; what it does once a call is dear on a GPU.
+    at_once = IMAGES_AT_ONCE if compute.device == "cpu" else MAX_BATCH_SIZE_ACCELERATOR
 
     def make() -> dict[str, Tensor]:
         log(f"computing the IG maps of {images.n_train:,} images with {spec.n_steps} steps")
-        model, x = compute.prepare(teacher.model), as_input(images.train_images, compute.device)
-        labels, baseline = images.train_labels, attribution.make_baseline(spec.baseline, x, model)
-        with compute.autocast():
-            found = attribution.integrated_gradients(model, x, labels, n_steps=spec.n_steps, baseline=baseline)
-        error = attribution.completeness_error(found.delta, found.rise)
+        model, parts = compute.prepare(teacher.model), []
+        for rows in torch.arange(images.n_train).split(at_once):
+            x = as_input(images.train_images[rows.numpy()], compute.device)
+            labels = torch.from_numpy(images.train_labels)[rows].to(compute.device)
+            baseline = attribution.make_baseline(spec.baseline, x, model)
+            with compute.autocast():
+                found = attribution.integrated_gradients(model, x, labels, n_steps=spec.n_steps, baseline=baseline)
+            maps = attribution.saliency_map(found.attributions).half()
+            parts.append({"maps": maps.cpu(), "delta": found.delta.cpu(), "rise": found.rise.cpu()})
+        made = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        error = attribution.completeness_error(made["delta"], made["rise"])
         log(f"IG maps of {images.n_train:,} images with {spec.n_steps} steps: completeness error {error:.1%}")
-        return {"maps": attribution.saliency_map(found.attributions).half().cpu()}
+        return made
 
     return cached(_file(folder, images, teacher, kind="IG", n_steps=spec.n_steps, baseline=spec.baseline), make)["maps"]
 

@@ -5,6 +5,7 @@ so a training that was interrupted goes on exactly as if it had not been, and ar
 images in the same order under the same crops.
 """
 
+import copy
 import io
 import math
 import platform
@@ -287,20 +288,23 @@ def _checkpoint(path: Path, parts: dict, progress: dict) -> None:
 
 def _restore(path: Path, parts: dict, teacher_digest: str | None, log) -> tuple[list, float]:
     """History and seconds of an interrupted training, whose state is put back; else a training that starts anew."""
+    fresh = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        teacher, history, seconds, *states = (state[name] for name in ("teacher", "history", "seconds", *parts))
-        if teacher != teacher_digest:
+        history, seconds = state["history"], state["seconds"]
+        if state.get("teacher") != teacher_digest:
             raise ValueError("it is of another teacher")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
     except FileNotFoundError:  # not asked before: another program that trains the same run may remove it in between
         return [], 0.0
     except (OSError, MemoryError, torch.OutOfMemoryError):
         raise  # nothing is wrong with it
     except Exception as error:  # torch.load raises pickle, zip and runtime errors alike
         path.unlink()
+        for name, part in parts.items():
+            part.load_state_dict(fresh[name])
         log(f"the checkpoint {path.name} cannot be used ({first_line(error)}) and is removed; the training starts anew")
         return [], 0.0
-    for part, saved in zip(parts.values(), states, strict=True):
-        part.load_state_dict(saved)
     log(f"goes on after epoch {len(history)}")
     return history, seconds

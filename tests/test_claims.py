@@ -123,10 +123,7 @@ def test_c2_asks_for_half_of_the_published_ratio(tmp_path, verdict):
     table = pd.DataFrame([row | {"batch_size": 64, "ratio_low": 99.0, "ratio_high": 99.0}, row]).assign(n=20)
     measured = Measurements(path := tmp_path / "latency.json", {"name": "a machine"})
     measured.once("steady_state", {}, lambda: table)
-    maps_alone = Measurements(tmp_path / "maps.json", {"name": "a machine"})  # notebook 02 was executed, 07 not
-    maps_alone.once("ig_maps", {}, lambda: table)
-    files = maps_alone.path, path
-    study = SimpleNamespace(latency_files=files, root=tmp_path, images=SimpleNamespace(name="cifar10"))
+    study = SimpleNamespace(latency_files=(path,), root=tmp_path, images=SimpleNamespace(name="cifar10"))
     assert claims._latency(study)["verdict"] == verdict
 
 

@@ -1,4 +1,4 @@
-"""The paper's published numbers, its released names and PyTorch's own convolution are the references."""
+"""The paper's published numbers and PyTorch's own convolution are the references."""
 
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from igkd.published import table
 from igkd.runs import Architecture
 from test_images import Bomb
 
-# That checkpoints under the released names give the same answers is tested with the command line.
 MEAN_STD = ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -85,7 +84,9 @@ def test_files_that_are_no_weights_give_one_line_each(tmp_path):
         "truncated.safetensors": whole[:-100],
         "other-classes.safetensors": pack_weights(network(17, num_classes=3)),
         "text.pt": b"no weights",
+        "list.pt": ["features.0.0.weight"],
         "scalar.pt": {"features.0.0.weight": torch.tensor(1.0)},
+        "scalar-classifier.pt": {**tensors, "classifier.1.weight": torch.tensor(1.0)},
         "too-deep.pt": {**tensors, "features.19.weight": torch.zeros(1)},
         "lacking.pt": {name: tensor for name, tensor in tensors.items() if "classifier" not in name},
     }

@@ -32,6 +32,8 @@ def test_it_is_valid_and_clean(path):
         # Cells that use pixels can be skipped, so that other profiles are redrawn where the images are not.
         pixels = re.search(r"(train|test)_(images|labels)\b|ig_maps\(|study\.signals\(", cell.source)
         assert cell.cell_type != "code" or not pixels or "needs-images" in cell.metadata.get("tags", ()), cell.source
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == [*range(1, len(counts) + 1)]  # executed from the first cell to the last
     for shown in outputs(notebook):
         assert shown.output_type != "error" and shown.get("name") != "stderr", shown
         assert "image/png" not in shown.get("data", {}) or shown.metadata["image/png"]["alt"]
