@@ -20,10 +20,10 @@ from pathlib import Path
 from igkd.errors import InputError, OneLineParser, TrainingError, exit_code
 
 ROOT = Path(__file__).resolve().parent
-LATENCY_NOTEBOOK = "07"
 #: Tag of the cells that show images or send them through a network, and of those that need what such cells make.
 NEEDS_IMAGES = "needs-images"
 SKIPPED = "This cell needs the images, which are not here (section Data of the README says how to get them).\n"
+LATENCY_NOTEBOOK = "07"
 AT_ONCE = 2  # notebooks, each with a kernel of its own
 
 

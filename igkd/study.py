@@ -90,7 +90,10 @@ class Study:
         self.log = log
         self._repository = Store(root / "records", root / "build", root / "weights")
         self.compute: Compute = pick_compute(device)
-        self.jobs = jobs or (cpu_count() if self.compute.device == "cpu" else 1)
+        try:
+            self.jobs = jobs or (cpu_count() if self.compute.device == "cpu" else 1)
+        except ValueError as error:
+            raise InputError(f"LOKY_MAX_CPU_COUNT is no number of processors ({error}); unset it") from error
         #: Where missing runs are trained: on this machine, unless `igkd.cluster` puts itself in its place.
         self.train_all: TrainAll = self._train_here
         self.until = float(os.environ.get(UNTIL, "inf"))
