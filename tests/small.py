@@ -4,9 +4,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from igkd.device import Compute
+from igkd.errors import InputError
 from igkd.images import ImageSet, as_input
 from igkd.models import build
 from igkd.records import Store
@@ -14,6 +16,7 @@ from igkd.runs import Architecture, Method, Recipe, Run, SignalSpec, Subset
 from igkd.signals import Signals, Teacher
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COMPUTE = Compute("cpu", bfloat16=False)
 #: 40 images in batches of 8: five steps an epoch.
 RECIPE = Recipe(num_epochs=2, batch_size=8, padding=2)
@@ -25,6 +28,14 @@ def wait(process, ready):
     until = time.time() + 120
     while process.poll() is None and not ready() and time.time() < until:
         time.sleep(0.01)
+
+
+def refusal(function, /, *arguments, match=None, **options) -> str:
+    """The message, one line, of the InputError with which a call is refused."""
+    with pytest.raises(InputError, match=match) as caught:
+        function(*arguments, **options)
+    assert "\n" not in str(caught.value), caught.value
+    return str(caught.value)
 
 
 def small_images(seed: int = 0, n_train: int = 40, n_test: int = 12, num_classes: int = 4) -> ImageSet:
@@ -42,16 +53,8 @@ def small_images(seed: int = 0, n_train: int = 40, n_test: int = 12, num_classes
     return ImageSet("small", *part(n_train), *part(n_test), tuple("abcd"[:num_classes]), flip=True)
 
 
-def small_run(
-    images: ImageSet,
-    method: Method = Method(),
-    recipe: Recipe = RECIPE,
-    seed: int = 0,
-    architecture: Architecture = Architecture(17),
-    **fields,
-) -> Run:
+def small_run(images, method=Method(), recipe=RECIPE, seed=0, architecture=Architecture(17), subset=Subset(), **fields):
     signals = SignalSpec("a teacher", n_steps=4) if method.uses_teacher else None
-    subset = fields.pop("subset", Subset())
     return Run(images.fingerprint, subset, architecture, method, recipe, signals, seed, **fields)
 
 

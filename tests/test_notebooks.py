@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -12,9 +11,7 @@ from PIL import Image
 
 from igkd import figures, published
 from igkd.experiments import NOTEBOOKS as EXPERIMENTS
-
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+from small import NOTEBOOKS, ROOT
 
 
 def outputs(notebook):

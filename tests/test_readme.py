@@ -13,8 +13,8 @@ import pytest
 
 from igkd.claims import renewed
 from igkd.study import Study
+from small import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL))
 COMMANDS = [line for line in re.sub(r" *#.*", "", SHELL).splitlines() if line]

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
-from pathlib import Path
 
 import pytest
 import yaml
@@ -14,8 +13,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import igkd
+from small import ROOT
 
-ROOT = Path(__file__).parent.parent
 # Written in pieces, so that this file does not match them.
 HOSTS = ["pypi" + ".org", "python" + "hosted.org", "ana" + "conda.org", "pytorch" + ".org/whl", "npm" + "js."]
 HOMES = [r"home/\w", r"Users/\w", "root/", "work/", "scratch/", "opt/wheels"]
@@ -47,12 +46,10 @@ def test_every_package_that_is_imported_is_declared(folder, extras):
     paths = [ROOT / "run_all.py", *(ROOT / folder).glob("*.py")]
     texts = PROJECT["dependencies"] + [text for extra in extras for text in EXTRAS[extra]]
     declared = {canonicalize_name(Requirement(text).name) for text in texts}
-    modules = set()
-    for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and not node.level:
-            names = [node.module]
-        modules |= {name.partition(".")[0] for name in names}
+    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    modules = {name.partition(".")[0] for name in names}
     own, brought_by = {"igkd", *(path.stem for path in (ROOT / "tests").glob("*.py"))}, packages_distributions()
     for name in modules - own - sys.stdlib_module_names:
         assert not declared.isdisjoint(map(canonicalize_name, brought_by.get(name, [name]))), name
