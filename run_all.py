@@ -55,6 +55,8 @@ def arguments() -> argparse.Namespace:
         parser.error("--force, -p, --budget and --engine go with training")
     if named := [name for name, _ in options.p if name in ("profile", "data", "device")]:
         parser.error(f"give {named[0]} as --{named[0]}, not with -p")
+    if options.p and (options.jobs or options.engine == "ray"):
+        parser.error("-p goes without --jobs and --engine: notebooks with other parameters train their own runs")
     if options.address and options.engine != "ray":
         parser.error("--address goes with --engine ray")
     return options
@@ -260,18 +262,21 @@ def verify(study, numbers: list[str], count: int) -> int:
     from igkd.records import Store
     from igkd.training import train
 
+    def described(item) -> tuple:
+        return item.experiment, item.labels | {"seed": 0}
+
     recorded, failed = study.store.keys(), False
     items = [item for item in study.planned(numbers) if item.run.key in recorded]
     if not items:
         raise InputError(f"no run of the {study.profile.name} profile is recorded; run_all.py trains them")
     for at in np.random.default_rng().permutation(len(items))[:count]:
-        labels, run = items[at].labels, items[at].run
+        run = items[at].run
         then, signals, digest = study.store.find(run.key), study.signals(run), study.teacher_digest(run)
         with tempfile.TemporaryDirectory() as folder:  # the weights that are here stay
             aside = Store(folder, folder, folder)
             now = train(run, study.images, aside, study.compute, signals, digest)
         change = now.outcome["accuracy"] - then.outcome["accuracy"]
-        alike = study.table([item for item in items if item.labels | {"seed": 0} == labels | {"seed": 0}]).accuracy
+        alike = study.table([item for item in items if described(item) == described(items[at])]).accuracy
         elsewhere = study.compute.describe().get("generation") != then.provenance["machine"].get("generation")
         # The difference of two independent runs has twice the variance of one. Of two seeds no spread is known.
         few, limit = len(alike) < 3, stats.t.ppf(0.995, len(alike) - 1) * alike.std() * 2**0.5

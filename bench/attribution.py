@@ -31,7 +31,7 @@ MEASURED = (
 
 
 def captum_maps(model, x, target, baseline, method: str, n_steps: int, device: str):
-    """Attributions and completeness errors of `x`, as a user of Captum gets them."""
+    """Completeness errors of the attributions of `x`, as a user of Captum gets them."""
     import torch
     from captum.attr import IntegratedGradients
 

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from igkd.errors import InputError, OneLineParser, exit_code
 
@@ -85,17 +86,22 @@ def export(weights: str, data: str, path: str, int8: bool = False) -> int:
     int8 : bool
         In 8 bits, whose ranges are those of training images.
     """
-    from igkd.costs import export_onnx, predict_onnx, quantize
+    from igkd.costs import CALIBRATION_IMAGES, export_onnx, predict_onnx, quantize
     from igkd.device import pick_compute
+    from igkd.images import spread
+    from igkd.records import write_atomically
     from igkd.training import predict
 
     _check_writable(path)
     model, images = read(weights, data, test_alone=not int8)
     test, labels = images.test_images, images.test_labels
-    difference = export_onnx(model, Path(path), test[:1000])
-    if int8:
-        quantize(Path(path), Path(path), images.train_images[:512])
-    ours, exported = predict(model, test, pick_compute("cpu")).numpy(), predict_onnx(Path(path), test)
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / "network.onnx"
+        difference = export_onnx(model, made, test[:1000])
+        if int8:
+            quantize(made, made, images.train_images[spread(images.n_train, CALIBRATION_IMAGES)])
+        ours, exported = predict(model, test, pick_compute("cpu")).numpy(), predict_onnx(made, test)
+        write_atomically(Path(path), made.read_bytes())
     right = [(logits.argmax(1) == labels).mean() for logits in (exported, ours)]
     print(f"written            {path}, {Path(path).stat().st_size / 1e6:.2f} MB")
     print(f"against PyTorch    largest difference of a float32 logit {difference:.2g}, {len(test[:1000])} images")
@@ -128,9 +134,10 @@ def write_cut(data: str, path: str) -> int:
     if not path.endswith(".npz"):
         raise InputError(f"{path} would not be taken for an image set; give it a name that ends in .npz")
     official, n = load_images("cifar10", data), 40_000
-    if official.n_train <= n:
-        raise InputError(f"of {official.n_train:,} training images none is left after {n:,}; give the official files")
     pixels, labels, content = official.train_images, official.train_labels, io.BytesIO()
+    if set(labels[:n]) != set(labels[n:]):
+        why = f"of {official.n_train:,} training images in this order, those after {n:,} do not have all classes"
+        raise InputError(f"{why}; give the official files")
     cut = {"train_images": pixels[:n], "train_labels": labels[:n], "test_images": pixels[n:], "test_labels": labels[n:]}
     np.savez(content, **cut, class_names=np.array(official.class_names))
     write_atomically(Path(path), content.getbuffer())

@@ -58,9 +58,11 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else here))
-    except (OSError, ValueError, OverflowError, RayError) as error:
-        what = f"no Ray cluster at {address or 'local'} ({first_line(error)})"
-        raise InputError(f"{what}; give HOST:PORT of its head") from error
+    except (OSError, ValueError, OverflowError, RuntimeError, RayError) as error:
+        # A RuntimeError tells in several lines which versions of Python and Ray the cluster has.
+        why = " ".join(str(error).split()) if isinstance(error, RuntimeError) else first_line(error)
+        what = f"no Ray cluster at {address or 'local'} ({why})"
+        raise InputError(f"{what}; give HOST:PORT of the head of one with the versions of this machine") from error
     before, study.train_all = study.train_all, partial(_train_all, study)
     try:
         yield

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from igkd.attribution import evaluating
 from igkd.device import Compute, machine_name
 from igkd.errors import InputError
-from igkd.images import ImageSet, as_input
+from igkd.images import ImageSet, as_input, spread
 from igkd.models import BLOCKS_REMOVED, MobileNetV2, build, count_parameters
 from igkd.records import write_atomically
 from igkd.runs import Architecture
@@ -270,7 +270,7 @@ def export_onnx(model: MobileNetV2, path: Path, images: np.ndarray) -> float:
     difference = float(np.abs(predict_onnx(path, images) - expected).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         path.unlink()
-        raise InputError(f"the exported network differs from PyTorch's by {difference:.2g}; {path} is removed")
+        raise InputError(f"the exported network differs from PyTorch's by {difference:.2g}; it is not kept")
     return difference
 
 
@@ -330,7 +330,7 @@ def compare_runtimes(
     models : dict
         Name -> network.
     images : ImageSet
-        The first `CALIBRATION_IMAGES` training images set the ranges of the activations.
+        `CALIBRATION_IMAGES` of the training images set the ranges of the activations.
     rounds : dict
         Batch size -> measured rounds. The calls of PyTorch are made in turn, and then those of ONNX Runtime, see
         `latency`; each ratio is to the first network in PyTorch, or in ONNX Runtime in float32.
@@ -348,7 +348,7 @@ def compare_runtimes(
     for number, (name, model) in enumerate(models.items()):
         full, small = Path(folder) / f"{number}-float32.onnx", Path(folder) / f"{number}-int8.onnx"
         export_onnx(model, full, test[:64])
-        quantize(full, small, images.train_images[:CALIBRATION_IMAGES])
+        quantize(full, small, images.train_images[spread(images.n_train, CALIBRATION_IMAGES)])
         plain = predict(model, test, Compute("cpu", bfloat16=False)).argmax(1).numpy()
         for runtime, path in (("PyTorch, float32", None), ("ONNX, float32", full), ("ONNX, int8", small)):
             answers = predict_onnx(path, test).argmax(1) if path else plain

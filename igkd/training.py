@@ -301,7 +301,7 @@ def _restore(path: Path, parts: dict, teacher_digest: str | None, log) -> tuple[
     except (OSError, MemoryError, torch.OutOfMemoryError):
         raise  # nothing is wrong with it
     except Exception as error:  # torch.load raises pickle, zip and runtime errors alike
-        path.unlink()
+        path.unlink(missing_ok=True)
         for name, part in parts.items():
             part.load_state_dict(fresh[name])
         log(f"the checkpoint {path.name} cannot be used ({first_line(error)}) and is removed; the training starts anew")

@@ -50,6 +50,10 @@ def test_a_cut_is_the_training_images_alone_in_their_order(tmp_path, capsys):
     np.savez(tmp_path / "images.npz", class_names=np.array(CIFAR10_CLASSES), **arrays)
     path = tmp_path / "cut.npz"
     path.write_text("what was there before")
+    by_class = arrays | {"train_labels": np.sort(labels)}  # as an image folder has them: the cut would lack classes
+    np.savez(tmp_path / "sorted.npz", class_names=np.array(CIFAR10_CLASSES), **by_class)
+    assert main(["cut", "--data", str(tmp_path / "sorted.npz"), "--npz", str(path)]) == 2
+    assert path.read_text() == "what was there before"
     assert main(["cut", "--data", str(tmp_path / "images.npz"), "--npz", str(path)]) == 0
     with np.load(path) as cut:
         assert len(cut["train_labels"]) == 40_000 and tuple(cut["class_names"]) == CIFAR10_CLASSES

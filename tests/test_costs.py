@@ -74,6 +74,18 @@ def test_a_network_is_exported_from_the_command_line_as_its_record_says(trained,
         np.testing.assert_allclose(costs.predict_onnx(tmp_path / "x.onnx", images), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_an_export_that_fails_leaves_what_was_there(trained, tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError("no space left")
+
+    study, record = trained
+    monkeypatch.setattr(costs, "quantize", fails)
+    path, weights = tmp_path / "x.onnx", str(study.store.find_weights(record.key))
+    path.write_bytes(b"an earlier network")
+    assert main(["export", "--weights", weights, "--data", "digits", "--onnx", str(path), "--int8"]) == 1
+    assert path.read_bytes() == b"an earlier network" and list(tmp_path.iterdir()) == [path]
+
+
 def test_runtimes_are_compared_on_the_same_images_and_eight_bits_keep_most_answers(trained, tmp_path):
     study, record = trained
     model, images = load_weights(study.store.find_weights(record.key)), study.images

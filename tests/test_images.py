@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, ImageFolder
 
 from igkd.errors import MissingImages
-from igkd.images import CIFAR10_CLASSES, ImageSet, load_images, split_rows
+from igkd.images import CIFAR10_CLASSES, ImageSet, load_images, split_rows, spread
 from igkd.runs import Subset
 from small import refusal
 
@@ -167,6 +167,20 @@ def test_an_image_folder_is_that_of_torchvision(pets):
     exif[0x0112] = 6  # of EXIF 2.3: a photograph taken with the camera turned
     Image.fromarray(np.rot90(upright).copy()).save(pets / "train" / "cat" / "00.png", exif=exif)
     np.testing.assert_array_equal(load_images("cifar10", pets).train_images[0], upright)
+
+
+def test_as_many_classes_as_records_have_room_for(tmp_path):
+    np.savez(tmp_path / "many.npz", **random_arrays([f"class {n}" for n in range(257)], 1))
+    refusal(load_images, "cifar10", tmp_path / "many.npz", match="256")
+    assert load_images("cifar10", tmp_path / "many.npz", test_alone=True).num_classes == 257  # nothing is recorded
+
+
+def test_examples_of_an_image_folder_are_of_all_its_classes(pets):
+    images = load_images("cifar10", pets)
+    few = images.num_classes
+    assert len(set(images.train_labels[:few])) == 1  # read class by class
+    assert len(set(images.train_labels[spread(images.n_train, few)])) == few
+    assert spread(10, 4).tolist() == [0, 3, 6, 9] and spread(3, 5).tolist() == [0, 1, 2]
 
 
 def test_an_unsound_image_is_named(pets):

@@ -110,7 +110,8 @@ def test_shipped_weights_are_those_of_their_records():
 
 
 def test_students_learned_from_a_teacher_whose_record_is_here():
-    for record in SHIPPED.records():  # each file is read, and refused if it is damaged or of other training code
+    assert (records := list(SHIPPED.records()))
+    for record in records:  # each file is read, and refused if it is damaged or of other training code
         if record.run.signals:
             teacher = SHIPPED.find(record.run.signals.teacher)
             assert teacher and teacher.outcome["weights"] == record.outcome["teacher_weights"], record.key

@@ -84,6 +84,7 @@ def test_bad_input_is_one_line_that_names_it(repository):
         ("-p n_steps many", "'many'"),
         ("-p profile laptop", "--profile"),
         ("--only 17", "17"),
+        ("-p n_steps 5 --jobs 1", "--jobs"),  # notebooks with other parameters train their own runs
         ("--plan --force", "--force"),
         ("--runs-only --forc", "--forc"),  # of which --force would delete records
         ("--publish --only 03", "03_long.ipynb"),
@@ -169,6 +170,17 @@ def test_a_run_trained_again_is_equal_and_a_changed_record_is_noticed(tmp_path, 
     study.store.add(replace(kept, outcome=changed), item.experiment)
     assert RUN_ALL["verify"](study, ["03"], 1) == 1
     assert "-1.00%" in capsys.readouterr().out
+
+
+def test_a_run_trained_again_is_judged_by_the_seeds_of_its_own_experiment(tmp_path):
+    """Arms of one name are in several experiments, with fewer images say; three equal seeds allow no change."""
+    study, items = digits(tmp_path, 1, *[1] * 6)
+    for item in items[3:]:
+        items[item.run.seed] = replace(item, experiment="tuned")
+    for item in items:
+        study.store.add(record(item.run, accuracy={"arms": 0.9, "tuned": 0.1}[item.experiment]), item.experiment)
+    study.planned = lambda numbers: items
+    assert RUN_ALL["verify"](study, ["03"], 1) == 1
 
 
 def test_equal_tables_are_published_as_equal_text():

@@ -11,8 +11,9 @@ import numpy as np
 import psutil
 import pytest
 
-from igkd.errors import TrainingError
+from igkd.errors import MissingImages, TrainingError
 from igkd.experiments import PROFILES, Planned
+from igkd.images import CIFAR10_CLASSES, RecordedImages
 from igkd.models import pack_weights, state_digest
 from igkd.records import Record, write_atomically
 from igkd.runs import Architecture, Method, SignalSpec
@@ -80,6 +81,14 @@ def test_the_paper_s_runs_are_done_in_the_order_of_their_weight(study):
     assert teacher.labels["arm"] == "Teacher" and counted == [*first, ("tuned", 25), ("paper_recipe", 6)]
     assert len({item.run.key for item in items}) == len(items)
     assert {item.run.signals.teacher for item in items if item.run.signals} == {teacher.run.key}
+
+
+def test_the_paper_s_size_is_that_of_cifar10(study):
+    """CINIC-10 has its class names and 90,000 training images: no verdict on the paper's claims."""
+    study.profile, sizes = PROFILES["paper"], (39_999, 40_000, 50_000, 90_000)
+    for n_train, is_full in zip(sizes, (False, True, True, False), strict=True):
+        study.images = RecordedImages("cifar10", CIFAR10_CLASSES, (32, 32), n_train, 10_000, "", MissingImages())
+        assert study.full_size is is_full
 
 
 @pytest.mark.parametrize("blocks_removed", [17, 16], ids=["a cut of the paper", "a cut without a tap"])

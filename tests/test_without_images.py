@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_output
+from safetensors.numpy import save
 
 from igkd import experiments
 from igkd.errors import InputError, MissingImages
 from igkd.images import CIFAR10_CLASSES
-from igkd.study import Study
+from igkd.records import write_atomically
+from igkd.study import SHIPPED_TEACHER, Study
 from test_images import random_arrays
 from test_run_all import RUN_ALL, run_all, small_repository, write_notebook
 from test_study import record
@@ -61,6 +63,18 @@ def test_other_images_are_a_study_of_their_own(studies):
     assert again.at_laptop_size.profile.name == "laptop" and mine.at_laptop_size is mine
     with pytest.raises(InputError):
         RUN_ALL["publish"](mine, [])
+
+
+def test_the_teacher_of_the_repository_is_there_for_other_images_too(studies):
+    here, _ = studies
+    teacher = record(here.teacher_runs()[0].run, data="cifar10")
+    here.store.add(teacher, "teacher")
+    write_atomically(here.root / "weights" / SHIPPED_TEACHER, save({}, {"run": teacher.key}))
+    np.savez(here.root / "mine.npz", **random_arrays(CIFAR10_CLASSES, 5, size=32))
+    mine = Study("laptop", here.root / "mine.npz", "cpu", here.root)
+    mine.profile = replace(mine.profile, take=None)
+    assert mine.own_images and mine.teacher_record() == teacher
+    assert list(mine.table([mine.planned_teacher()]).key) == [teacher.key]
 
 
 def test_recorded_runs_are_shown_and_missing_ones_ask_for_the_images(studies):
