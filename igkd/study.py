@@ -36,8 +36,6 @@ from igkd.signals import Signals, Teacher, load_signals, needed, of_variant
 from igkd.training import train
 
 SHIPPED_TEACHER = "teacher-cifar10.safetensors"
-#: Least and most training images of CIFAR-10 that make a study one of the paper's size.
-FULL_SIZE = (40_000, 50_000)
 #: Seconds that a reader waits for a recorded network to be trained again, because its weights are not here.
 PATIENCE = 300
 #: Environment variable: the time (seconds since 1970) after which no study of a program starts another run.
@@ -101,7 +99,10 @@ class Study:
 
     @cached_property
     def _loaded(self) -> ImageSet:
-        return load_images(self.profile.dataset, self.data, log=self.log)
+        images = load_images(self.profile.dataset, self.data, log=self.log)
+        if images.num_classes > 256:  # see `igkd.records.pack_predictions`
+            raise InputError(f"{images.name} has {images.num_classes} classes; records have room for 256")
+        return images
 
     @cached_property
     def images(self) -> ImageSet | RecordedImages:
@@ -185,8 +186,8 @@ class Study:
         At least 40,000 training images count, as many as the paper's Monte Carlo runs have. More than CIFAR-10 has are
         of another set with its class names.
         """
-        of_size = FULL_SIZE[0] <= self.images.n_train <= FULL_SIZE[1]
-        return self.images.name == "cifar10" and of_size and self.profile.blocks_removed == 5
+        images = self.images
+        return images.name == "cifar10" and 40_000 <= images.n_train <= 50_000 and self.profile.blocks_removed == 5
 
     @cached_property
     def at_laptop_size(self) -> "Study":
@@ -262,13 +263,12 @@ class Study:
     def teacher_record(self) -> Record:
         """What came out of the teacher's training."""
         self.ensure(self.teacher_runs())
-        record = self.store.find(self.plan.teacher_key)
-        if record is None and (record := self._repository.find(self.plan.teacher_key)):
-            self.store.add(
-                record, "teacher"
-            )  # other images have a store of their own; the teacher shipped is theirs, too
+        key = self.plan.teacher_key
+        if (record := self.store.find(key)) is None and (record := self._repository.find(key)):
+            # Other images have a store of their own; the shipped teacher is theirs, too.
+            self.store.add(record, "teacher")
         if record is None:
-            raise InputError(f"there is no record of the teacher {self.plan.teacher_key}; get it from the repository")
+            raise InputError(f"there is no record of the teacher {key}; get it from the repository")
         return record
 
     def planned_teacher(self) -> Planned:
