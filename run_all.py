@@ -55,8 +55,8 @@ def arguments() -> argparse.Namespace:
         parser.error("--force, -p, --budget and --engine go with training")
     if named := [name for name, _ in options.p if name in ("profile", "data", "device")]:
         parser.error(f"give {named[0]} as --{named[0]}, not with -p")
-    if options.p and (options.jobs or options.engine == "ray"):
-        parser.error("-p goes without --jobs and --engine: notebooks with other parameters train their own runs")
+    if options.p and (options.jobs or options.engine == "ray" or options.runs_only):
+        parser.error("-p goes without --jobs, --engine, --runs-only: notebooks with other parameters train their own")
     if options.address and options.engine != "ray":
         parser.error("--address goes with --engine ray")
     return options
@@ -144,7 +144,7 @@ def reproduce(study, notebooks: list[Path], parameters: dict, options) -> int:
         forget(study, numbers)
     if not study.has_images:
         print("CIFAR-10 is not here: what records hold is drawn; cells that need images are skipped (README, Data)")
-    before = study.store.keys()
+    before = study.store.keys() | (set() if study.teacher_runs() else {study.plan.teacher_key})  # shipped, not trained
     try:
         # Notebooks with changed parameters may need other runs than the profile's; each then trains its own.
         if options.runs_only or (study.has_images and not options.p):

@@ -59,8 +59,7 @@ def connected(study: Study, address: str | None = None) -> Iterator[None]:
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else here))
     except (OSError, ValueError, OverflowError, RuntimeError, RayError) as error:
-        # A RuntimeError tells in several lines which versions of Python and Ray the cluster has.
-        why = " ".join(str(error).split()) if isinstance(error, RuntimeError) else first_line(error)
+        why = " ".join(str(error).split()) or type(error).__name__  # of other versions Ray tells in several lines
         what = f"no Ray cluster at {address or 'local'} ({why})"
         raise InputError(f"{what}; give HOST:PORT of the head of one with the versions of this machine") from error
     before, study.train_all = study.train_all, partial(_train_all, study)

@@ -35,8 +35,6 @@ DOWNLOAD = "download"
 #: The network halves an image three times.
 SIZE_MULTIPLE = 8
 
-#: Predictions are kept as a byte an image (`igkd.records.pack_predictions`).
-MOST_CLASSES = 256
 # One seed for every subset: all arms and all seeds are judged on the same held-out images.
 _VALIDATION_SEED = 20_231
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -398,10 +396,6 @@ def _checked(source: Path, arrays: dict[str, np.ndarray], classes: tuple[str, ..
     """An image set of arrays that came from `source`, if they are sound."""
     if len(set(classes)) < max(2, len(classes)):
         raise InputError(f"{source}: there must be two or more classes of different names, not {list(classes)}")
-    if len(classes) > MOST_CLASSES and not test_alone:
-        raise InputError(
-            f"{source}: {len(classes)} classes; records have room for {MOST_CLASSES}, leave out the others"
-        )
     if test_alone and "test_images" in arrays:
         arrays = {"train_images": arrays["test_images"][:0], "train_labels": np.empty(0, np.int64)} | arrays
     if missing := [name for name in _ARRAYS if name not in arrays]:

@@ -121,3 +121,13 @@ def test_an_address_without_a_cluster_is_said_in_one_line(address, tmp_path):
     from igkd.cluster import connected
 
     refusal(connected(study_in(tmp_path), address).__enter__, match=address)
+
+
+def test_a_cluster_of_other_versions_is_said_in_one_line(tmp_path, monkeypatch):
+    from igkd.cluster import connected
+
+    def init(*_, **__):
+        raise RuntimeError("Version mismatch:\n    Ray: 2.0\n    Python: 3.11")
+
+    monkeypatch.setattr("ray.init", init)
+    refusal(connected(study_in(tmp_path)).__enter__, match="Ray: 2.0 Python: 3.11")

@@ -169,12 +169,6 @@ def test_an_image_folder_is_that_of_torchvision(pets):
     np.testing.assert_array_equal(load_images("cifar10", pets).train_images[0], upright)
 
 
-def test_as_many_classes_as_records_have_room_for(tmp_path):
-    np.savez(tmp_path / "many.npz", **random_arrays([f"class {n}" for n in range(257)], 1))
-    refusal(load_images, "cifar10", tmp_path / "many.npz", match="256")
-    assert load_images("cifar10", tmp_path / "many.npz", test_alone=True).num_classes == 257  # nothing is recorded
-
-
 def test_examples_of_an_image_folder_are_of_all_its_classes(pets):
     images = load_images("cifar10", pets)
     few = images.num_classes

@@ -84,6 +84,7 @@ def test_bad_input_is_one_line_that_names_it(repository):
         ("-p n_steps many", "'many'"),
         ("-p profile laptop", "--profile"),
         ("--only 17", "17"),
+        ("-p n_steps 5 --runs-only", "--runs-only"),
         ("-p n_steps 5 --jobs 1", "--jobs"),  # notebooks with other parameters train their own runs
         ("--plan --force", "--force"),
         ("--runs-only --forc", "--forc"),  # of which --force would delete records
@@ -178,7 +179,7 @@ def test_a_run_trained_again_is_judged_by_the_seeds_of_its_own_experiment(tmp_pa
     for item in items[3:]:
         items[item.run.seed] = replace(item, experiment="tuned")
     for item in items:
-        study.store.add(record(item.run, accuracy={"arms": 0.9, "tuned": 0.1}[item.experiment]), item.experiment)
+        study.store.add(record(item.run, accuracy={"arms": 1.0, "tuned": 0.0}[item.experiment]), item.experiment)
     study.planned = lambda numbers: items
     assert RUN_ALL["verify"](study, ["03"], 1) == 1
 

@@ -14,6 +14,7 @@ from igkd.errors import InputError, MissingImages
 from igkd.images import CIFAR10_CLASSES
 from igkd.records import write_atomically
 from igkd.study import SHIPPED_TEACHER, Study
+from small import refusal
 from test_images import random_arrays
 from test_run_all import RUN_ALL, run_all, small_repository, write_notebook
 from test_study import record
@@ -63,6 +64,14 @@ def test_other_images_are_a_study_of_their_own(studies):
     assert again.at_laptop_size.profile.name == "laptop" and mine.at_laptop_size is mine
     with pytest.raises(InputError):
         RUN_ALL["publish"](mine, [])
+
+
+def test_as_many_classes_as_records_have_room_for(tmp_path):
+    for n in (256, 257):
+        np.savez(tmp_path / f"{n}.npz", **random_arrays([f"class {number}" for number in range(n)], 1))
+    few, many = (Study("paper", tmp_path / f"{n}.npz", "cpu", tmp_path) for n in (256, 257))
+    assert few.images.num_classes == 256
+    refusal(lambda: many.images, match="257")
 
 
 def test_the_teacher_of_the_repository_is_there_for_other_images_too(studies):
